@@ -10,6 +10,7 @@ Gradients are taken in eval mode: dropout is off, and so is activation checkpoin
 which transformers ties to train mode; where memory is short, use smaller batches.
 """
 
+from geomsafe.gradients.adam import adam_preconditioner
 from geomsafe.gradients.blocks import Batch, BlockGradients, block_gradients
 from geomsafe.gradients.losses import token_losses
 from geomsafe.gradients.plan import CapturePlan, plan_capture
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "BlockGradients",
     "CapturePlan",
+    "adam_preconditioner",
     "block_gradients",
     "gradient_targets",
     "plan_capture",
