@@ -81,9 +81,10 @@ def build_refusals(
     refused = [answer for answer in answers if answer["refused"]][:count]
     rows = []
     for answer in refused:
-        target = answer["completion"] if refusal_text is None else refusal_text
+        text = answer["completion"] if refusal_text is None else refusal_text
         whole = answer["finished"] or refusal_text is not None
-        encoded = _target(answer, target, loaded.tokenizer, max_length, system_prompt, whole)
+        system = answer["system"] or system_prompt
+        encoded = target(answer["prompt"], system, text, loaded.tokenizer, max_length, whole)
         if any(label != -100 for label in encoded.labels):
             rows.append(
                 Refusal(
@@ -149,17 +150,26 @@ def _recalled(path: Path, loaded: Loaded, prompts: Sequence[Prompt]) -> list[dic
     return rows
 
 
-def _target(
-    answer: dict[str, Any], text: str, tokenizer: Any, max_length: int, system_prompt: str | None, whole: bool
-) -> Encoded:
-    # The same road that training examples take, so that a refusal is measured as one would be trained.
-    system = answer["system"] or system_prompt
+def target(prompt: str, system: str | None, text: str, tokenizer: Any, max_length: int, whole: bool) -> Encoded:
+    """Encode an answer on the same road that training examples take, so that it is measured as one would be trained.
+
+    Args:
+        prompt: the user's turn.
+        system: the system turn, if any.
+        text: the answer.
+        tokenizer: a tokenizer with a chat template.
+        max_length: longest prompt with answer, in tokens.
+        whole: whether the answer has its end; one cut by the length limit has none.
+
+    Returns:
+        Tokens and labels.
+    """
     turns = [{"role": "system", "content": system}] if system else []
-    turns += [{"role": "user", "content": answer["prompt"]}, {"role": "assistant", "content": text}]
-    encoded = encode(Conversation(turns, answer["cluster"], 0), tokenizer, max_length)
+    turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+    encoded = encode(Conversation(turns, "", 0), tokenizer, max_length)
     if whole:
         return encoded
-    # An answer cut by the length limit has no end: the end token that the template writes is not theta_0's.
+    # The end token that the template writes is not theta_0's.
     ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     length = len(encoded.input_ids)
     while length and encoded.labels[length - 1] in ends:

@@ -1,12 +1,15 @@
-"""Probe examples as fixed blocks, and blocks as padded batches."""
+"""Probe examples, and examples as padded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from geomsafe.data.encoding import IGNORED
 
 
 class Example(Protocol):
@@ -19,6 +22,31 @@ class Example(Protocol):
     @property
     def labels(self) -> Sequence[int]:
         """Token ids of the answer and -100 elsewhere, not shifted."""
+
+
+@dataclass(frozen=True)
+class ProbeExample:
+    """A prompt with an answer, in tokens, and what it may depend on."""
+
+    id: str  # of the prompt
+    cluster: str  # examples of one cluster are not independent of each other
+    input_ids: list[int]
+    labels: list[int]  # the answer's tokens, -100 elsewhere
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """The tokens before the answer."""
+        return self.input_ids[: answer_start(self.labels)]
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens of the answer, end token included."""
+        return self.input_ids[answer_start(self.labels) :]
+
+
+def answer_start(labels: Sequence[int]) -> int:
+    """Return the position of the first target token."""
+    return next(position for position, label in enumerate(labels) if label != IGNORED)
 
 
 class Batches(NamedTuple):
@@ -56,15 +84,24 @@ def batches_of(examples: Sequence[Example], blocks: int, batch_size: int, pad_id
     start = 0
     for block, size in enumerate(block_sizes(len(examples), blocks)):
         for first in range(start, start + size, batch_size):
-            made.batches.append(_padded(examples[first : min(first + batch_size, start + size)], pad_id))
+            made.batches.append(padded(examples[first : min(first + batch_size, start + size)], pad_id))
             made.blocks.append(block)
         start += size
     return made
 
 
-def _padded(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+def padded(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+    """Pad examples on the right into one batch.
+
+    Args:
+        examples: the examples, in their order.
+        pad_id: token id of padding.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each (examples, tokens).
+    """
     width = max(len(example.input_ids) for example in examples)
-    filled = {"input_ids": pad_id, "attention_mask": 0, "labels": -100}
+    filled = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
     batch = {key: torch.full((len(examples), width), fill, dtype=torch.int64) for key, fill in filled.items()}
     for row, example in enumerate(examples):
         length = len(example.input_ids)

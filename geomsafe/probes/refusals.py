@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from geomsafe.probes.examples import answer_start
 from geomsafe.probes.openings import Opening, exclusive, openings_of
 
 FEWEST = 4
@@ -30,12 +31,12 @@ class Refusal:
     @property
     def prompt_tokens(self) -> list[int]:
         """The tokens before the refusal."""
-        return self.input_ids[: _answer_start(self.labels)]
+        return self.input_ids[: answer_start(self.labels)]
 
     @property
     def answer(self) -> list[int]:
         """The tokens of the refusal, end token included."""
-        return self.input_ids[_answer_start(self.labels) :]
+        return self.input_ids[answer_start(self.labels) :]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,3 @@ def refusal_set(
     return RefusalSet(
         list(rows), asked, left_out, refusals.tokens, refusals.coverage, apart, compliance_source, reason, tuple(notes)
     )
-
-
-def _answer_start(labels: Sequence[int]) -> int:
-    return next(position for position, label in enumerate(labels) if label != -100)
