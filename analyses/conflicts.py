@@ -1,8 +1,8 @@
 """Do the safety gradient and the utility gradient oppose each other?
 
-Input is the Gram matrix of token-summed block gradients G_1 ... G_b of each set with the
-token counts n_i. The mean gradient per token of a set is mu = sum_i G_i / sum_i n_i, the
-direction a trainer with token-mean loss descends, so all means here weigh by tokens:
+Input is the Gram matrix of token-summed gradients with the token counts n_i (`samples` says
+how examples are weighed and which are independent units). With S_i, T_j the sums over one unit
+of the safety and of the utility set, n_i, m_j their weights:
 
     cross  = sum_ij <S_i, T_j>        / (sum_i n_i  sum_j m_j)
     U_s    = sum_{i != j} <S_i, S_j>  / sum_{i != j} n_i n_j     (unbiased for |mu_s|^2)
@@ -11,25 +11,22 @@ direction a trainer with token-mean loss descends, so all means here weigh by to
 The plain cosine of the two mean gradients divides by norms that contain the noise of the
 sample and is pulled towards zero; the U-statistic leaves the diagonal, and the noise, out.
 Where the 95 % interval of U_s or U_u reaches zero the cosine is undefined: None, not 0.
+
+A Gram of preconditioned products <G_i, P G_j> gives the cosine in the space of updates.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from geomsafe.analyses.jackknife import Cross, Square, deviation, halves_cosine
+from geomsafe.analyses.samples import Convention, Sample, Units, products, units_of
 from geomsafe.errors import RecordError
-
-# All 35 halvings of 8 blocks, 126 of 9; above that a fixed sample of them.
-_MOST_HALVINGS = 200
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,16 @@ class Cosine:
 
     `cosine`, `low`, `high`: the U-statistic and its 95 % jackknife interval, not clipped to
     [-1, 1]; all None where undefined, `reason` says why. `raw`: cosine of the two mean
-    gradients. `*_reliability`: mean cosine between halves of one set, 1 = no noise.
-    `*_noise`: noise scale tr Sigma / |mu|^2 of one block's gradient, None where U <= 0.
-    `p_negative`: one-sided p of cosine >= 0.
+    gradients. `dot`: their inner product. `*_reliability`: mean cosine between halves of one
+    set, 1 = no noise. `*_noise`: noise scale tr Sigma / |mu|^2 of one example's (or block's)
+    gradient, None where U <= 0. `p_negative`: one-sided p of cosine >= 0.
     """
 
     cosine: float | None = None
     low: float | None = None
     high: float | None = None
     raw: float | None = None
+    dot: float | None = None
     safety_reliability: float | None = None
     utility_reliability: float | None = None
     safety_noise: float | None = None
@@ -59,6 +57,77 @@ class Cosine:
         """Half the width of the interval: an absolute cosine below it is not told from zero."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    @property
+    def spf_trigger(self) -> bool | None:
+        """Whether SPF would project: the inner product is negative, however uncertain. No claim of a conflict."""
+        return None if self.dot is None else self.dot < 0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """cos(safety, utility) - cos(benign anchor, utility) of one layer; all None where either is undefined."""
+
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    anchor: float | None = None
+    reason: str = ""
+
+
+def gradient_cosines(
+    grams: NDArray[np.float64],
+    safety: Sample,
+    utility: Sample,
+    *,
+    convention: Convention = "token-mean",
+    level: float = 0.95,
+) -> list[Cosine]:
+    """Cosine of two mean gradients for every layer at once.
+
+    Args:
+        grams: (layers, examples, examples) inner products of token-summed gradients; that of
+            several parameters together is the sum of theirs.
+        safety: the safety set.
+        utility: the utility set.
+        convention: "token-mean" or "example-mean".
+        level: of the jackknife intervals.
+
+    Returns:
+        (layers,) cosines with interval and noise.
+
+    Raises:
+        RecordError: the Gram matrix does not fit the sets.
+    """  # noqa: DOC502 - _fits raises it
+    _fits(grams, safety, utility)
+    ours, theirs = units_of(safety, convention), units_of(utility, convention)
+    count = len(grams)
+    if min(len(ours.starts), len(theirs.starts)) < 3:
+        return [Cosine(reason="fewer than 3 independent blocks with target tokens")] * count
+    s, u = _square(grams, ours), _square(grams, theirs)
+    cross = Cross.of(products(grams, ours, theirs), ours.weights, theirs.weights)
+    estimate, without_s, without_u = cross.cosine(s, u)
+    spread = np.sqrt(deviation(without_s) ** 2 + deviation(without_u) ** 2)
+    reach, p_negative = _t_interval(estimate, spread, min(len(ours.starts), len(theirs.starts)) - 1, level)
+    reasons = _reasons(s, u, spread, level)
+    raw = cross.raw(s, u)
+    plain = {
+        "raw": raw,
+        "dot": cross.mean,
+        "safety_reliability": halves_cosine(s.products),
+        "utility_reliability": halves_cosine(u.products),
+        "safety_noise": _noise_scale(grams, ours, s.mean),
+        "utility_noise": _noise_scale(grams, theirs, u.mean),
+    }
+    defined = {"cosine": estimate, "low": estimate - reach, "high": estimate + reach, "p_negative": p_negative}
+    return [
+        Cosine(
+            **{key: _finite(values[index]) for key, values in plain.items()},
+            **({} if reasons[index] else {key: _finite(values[index]) for key, values in defined.items()}),
+            reason=reasons[index],
+        )
+        for index in range(count)
+    ]
+
 
 def gradient_cosine(
     gram: NDArray[np.float64],
@@ -66,7 +135,7 @@ def gradient_cosine(
     utility_tokens: NDArray[np.float64],
     level: float = 0.95,
 ) -> Cosine:
-    """Cosine of two mean gradients from the Gram matrix of their blocks.
+    """Cosine of two mean gradients from one Gram matrix of independent blocks.
 
     Args:
         gram: (blocks_s + blocks_u, same) inner products of token-summed block gradients,
@@ -81,31 +150,94 @@ def gradient_cosine(
     Raises:
         RecordError: the Gram matrix does not fit the token counts.
     """
-    size = len(safety_tokens) + len(utility_tokens)
+    size, first = len(safety_tokens) + len(utility_tokens), len(safety_tokens)
     if gram.shape != (size, size):
         raise RecordError(
             f"block Gram has shape {gram.shape}, the token counts name {size} blocks: the capture is broken"
         )
-    sets = _Sets.of(gram, safety_tokens, utility_tokens)
-    if sets is None:
-        return Cosine(reason="fewer than 3 blocks with target tokens")
-    plain = Cosine(
-        raw=sets.raw(),
-        safety_reliability=_reliability(sets.within_safety),
-        utility_reliability=_reliability(sets.within_utility),
-        safety_noise=_noise_scale(sets.within_safety, sets.safety_tokens),
-        utility_noise=_noise_scale(sets.within_utility, sets.utility_tokens),
+    safety = Sample(np.arange(first), np.asarray(safety_tokens, dtype=np.float64))
+    utility = Sample(np.arange(first, size), np.asarray(utility_tokens, dtype=np.float64))
+    return gradient_cosines(gram[None], safety, utility, level=level)[0]
+
+
+def anchor_contrasts(
+    grams: NDArray[np.float64],
+    safety: Sample,
+    anchor: Sample,
+    utility: Sample,
+    *,
+    convention: Convention = "token-mean",
+    level: float = 0.95,
+) -> list[Contrast]:
+    """Is the cosine with utility lower for safety than for a benign anchor of equal lengths?
+
+    The utility set is shared by the two cosines, so its examples are left out of both at once.
+
+    Args:
+        grams: (layers, examples, examples) token-summed.
+        safety: the safety set.
+        anchor: benign prompts with answers as long as the refusals.
+        utility: the utility set.
+        convention: "token-mean" or "example-mean".
+        level: of the jackknife interval.
+
+    Returns:
+        (layers,) contrasts.
+
+    Raises:
+        RecordError: the Gram matrix does not fit the sets.
+    """  # noqa: DOC502 - _fits raises it
+    _fits(grams, safety, anchor, utility)
+    ours, control, theirs = (units_of(one, convention) for one in (safety, anchor, utility))
+    fewest = min(len(one.starts) for one in (ours, control, theirs))
+    if fewest < 3:
+        return [Contrast(reason="fewer than 3 independent blocks with target tokens")] * len(grams)
+    s, a, u = (_square(grams, one) for one in (ours, control, theirs))
+    with_safety = Cross.of(products(grams, ours, theirs), ours.weights, theirs.weights).cosine(s, u)
+    with_anchor = Cross.of(products(grams, control, theirs), control.weights, theirs.weights).cosine(a, u)
+    spread = np.sqrt(
+        deviation(with_safety[1]) ** 2
+        + deviation(with_anchor[1]) ** 2
+        + deviation(with_safety[2] - with_anchor[2]) ** 2
     )
-    reason = sets.undefined(level)
-    if reason:
-        return replace(plain, reason=reason)
-    estimate, deviation = sets.cosine(), sets.jackknife_deviation()
-    if estimate is None or deviation is None:
-        return replace(plain, reason="a squared norm is not positive without one block")
-    freedom = min(len(sets.safety_tokens), len(sets.utility_tokens)) - 1
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * deviation
-    p = float(stats.t.cdf(estimate / deviation, freedom)) if deviation > 0 else float(estimate >= 0)
-    return replace(plain, cosine=estimate, low=estimate - reach, high=estimate + reach, p_negative=p)
+    difference = with_safety[0] - with_anchor[0]
+    reach, _ = _t_interval(difference, spread, fewest - 1, level)
+    found = []
+    for index, (first, second) in enumerate(
+        zip(_reasons(s, u, spread, level), _reasons(a, u, spread, level, "anchor"), strict=True)
+    ):
+        if first or second:
+            found.append(Contrast(reason=first or second))
+            continue
+        centre, width = float(difference[index]), float(reach[index])
+        found.append(Contrast(centre, centre - width, centre + width, float(with_anchor[0][index])))
+    return found
+
+
+def claimed_conflicts(
+    cosines: Sequence[Cosine], contrasts: Sequence[Contrast] | None, rate: float = 0.05
+) -> list[bool | None]:
+    """Where a conflict may be claimed: by both rules, and not by one.
+
+    1. The upper bound of the cosine is below zero, and zero is rejected after
+       Benjamini-Hochberg over the layers.
+    2. The contrast to the benign anchor is below zero with its interval.
+
+    Args:
+        cosines: (layers,) cosines of one Gram.
+        contrasts: (layers,) contrasts to the anchor; None where no anchor was measured.
+        rate: false discovery rate.
+
+    Returns:
+        (layers,) True or False; None where no anchor was measured: nothing can be claimed.
+    """
+    if contrasts is None:
+        return [None] * len(cosines)
+    below = negative_after_correction([one.p_negative for one in cosines], rate)
+    return [
+        rejected and one.high is not None and one.high < 0 and beside.high is not None and beside.high < 0
+        for rejected, one, beside in zip(below, cosines, contrasts, strict=True)
+    ]
 
 
 def u_interval(gram: NDArray[np.float64], tokens: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
@@ -119,12 +251,8 @@ def u_interval(gram: NDArray[np.float64], tokens: NDArray[np.float64], level: fl
     Returns:
         Lower and upper bound, in squared gradient units per token.
     """
-    blocks = len(tokens)
-    without = _u_without_each(gram, tokens)
-    deviation = math.sqrt((blocks - 1) / blocks * float(np.sum((without - without.mean()) ** 2)))
-    reach = float(stats.t.ppf((1 + level) / 2, blocks - 1)) * deviation
-    centre = _u(gram, tokens)
-    return centre - reach, centre + reach
+    low, high = Square.of(gram[None], tokens).interval(level)
+    return float(low[0]), float(high[0])
 
 
 def negative_after_correction(p_values: Sequence[float | None], rate: float = 0.05) -> list[bool]:
@@ -146,117 +274,47 @@ def negative_after_correction(p_values: Sequence[float | None], rate: float = 0.
     return rejected
 
 
-class _Sets(NamedTuple):
-    within_safety: NDArray[np.float64]
-    within_utility: NDArray[np.float64]
-    cross: NDArray[np.float64]
-    safety_tokens: NDArray[np.float64]
-    utility_tokens: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls, gram: NDArray[np.float64], safety_tokens: NDArray[np.float64], utility_tokens: NDArray[np.float64]
-    ) -> _Sets | None:
-        # A probe set smaller than its number of blocks leaves blocks without tokens.
-        tokens = np.concatenate([safety_tokens, utility_tokens]).astype(np.float64)
-        safety = [index for index in range(len(safety_tokens)) if tokens[index] > 0]
-        utility = [index for index in range(len(safety_tokens), len(tokens)) if tokens[index] > 0]
-        if min(len(safety), len(utility)) < 3:
-            return None
-        return cls(
-            gram[np.ix_(safety, safety)],
-            gram[np.ix_(utility, utility)],
-            gram[np.ix_(safety, utility)],
-            tokens[safety],
-            tokens[utility],
-        )
-
-    def cosine(self) -> float | None:
-        safety = _u(self.within_safety, self.safety_tokens)
-        utility = _u(self.within_utility, self.utility_tokens)
-        if safety <= 0 or utility <= 0:
-            return None
-        mean_cross = float(self.cross.sum()) / float(self.safety_tokens.sum() * self.utility_tokens.sum())
-        return mean_cross / math.sqrt(safety * utility)
-
-    def raw(self) -> float | None:
-        norms = float(self.within_safety.sum()) * float(self.within_utility.sum())
-        return float(self.cross.sum()) / math.sqrt(norms) if norms > 0 else None
-
-    def undefined(self, level: float) -> str:
-        for name, within, tokens in (
-            ("safety", self.within_safety, self.safety_tokens),
-            ("utility", self.within_utility, self.utility_tokens),
-        ):
-            if not np.any(within):
-                return f"the {name} gradient is zero"
-            if u_interval(within, tokens, level)[0] <= 0:
-                return f"the {name} gradient is not told from noise"
-        return ""
-
-    def jackknife_deviation(self) -> float | None:
-        # Two-sample delete-one jackknife (Arvesen 1969): the variances of the two sets add.
-        safety, utility = float(self.safety_tokens.sum()), float(self.utility_tokens.sum())
-        cross, u_safety, u_utility = (
-            float(self.cross.sum()),
-            _u(self.within_safety, self.safety_tokens),
-            _u(self.within_utility, self.utility_tokens),
-        )
-        variance = 0.0
-        for mean_cross, norms in (
-            (
-                (cross - self.cross.sum(axis=1)) / ((safety - self.safety_tokens) * utility),
-                _u_without_each(self.within_safety, self.safety_tokens) * u_utility,
-            ),
-            (
-                (cross - self.cross.sum(axis=0)) / (safety * (utility - self.utility_tokens)),
-                _u_without_each(self.within_utility, self.utility_tokens) * u_safety,
-            ),
-        ):
-            if np.any(norms <= 0):
-                return None
-            left_out = mean_cross / np.sqrt(norms)
-            count = len(left_out)
-            variance += (count - 1) / count * float(np.sum((left_out - left_out.mean()) ** 2))
-        return math.sqrt(variance)
+def _fits(grams: NDArray[np.float64], *sets: Sample) -> None:
+    size = max((int(np.max(one.rows, initial=-1)) for one in sets), default=-1) + 1
+    if grams.ndim != 3 or grams.shape[1] != grams.shape[2] or grams.shape[1] < size:
+        raise RecordError(f"Gram of shape {grams.shape} has no rows for {size} examples: the capture is broken")
 
 
-def _u(gram: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
-    pairs = float(tokens.sum() ** 2 - np.sum(tokens**2))
-    return float(gram.sum() - np.trace(gram)) / pairs
+def _square(grams: NDArray[np.float64], units: Units) -> Square:
+    return Square.of(products(grams, units, units), units.weights)
 
 
-def _u_without_each(gram: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    # (blocks,) U with one block left out: its row and column leave the sums.
-    diagonal, total = np.diag(gram), tokens.sum()
-    products = gram.sum() - diagonal.sum() - 2 * (gram.sum(axis=1) - diagonal)
-    pairs = total**2 - np.sum(tokens**2) - 2 * tokens * (total - tokens)
-    without: NDArray[np.float64] = products / pairs
-    return without
+def _noise_scale(grams: NDArray[np.float64], units: Units, squared_mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return tr Sigma / |mu|^2 of one example's mean gradient (McCandlish et al. 2018), (layers,)."""
+    diagonal = np.diagonal(grams, axis1=1, axis2=2)[:, units.order]
+    per_example = (diagonal / units.tokens**2).mean(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(squared_mean > 0, per_example / squared_mean - 1, np.nan)
 
 
-def _noise_scale(gram: NDArray[np.float64], tokens: NDArray[np.float64]) -> float | None:
-    """Return tr Sigma / |mu|^2 for the token-mean gradient of one block (McCandlish et al. 2018)."""
-    squared_mean = _u(gram, tokens)
-    if squared_mean <= 0:
-        return None
-    return float(np.mean(np.diag(gram) / tokens**2)) / squared_mean - 1
+def _t_interval(
+    estimate: NDArray[np.float64], spread: NDArray[np.float64], freedom: int, level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * spread
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(spread > 0, stats.t.cdf(estimate / spread, freedom), (estimate >= 0).astype(np.float64))
+    return reach, p
 
 
-def _reliability(gram: NDArray[np.float64]) -> float | None:
-    """Return the mean cosine between the mean gradients of two halves, over halvings; scale-free."""
-    first = _halvings(len(gram))
-    second = 1 - first
-    cross = np.einsum("hi,ij,hj->h", first, gram, second)
-    norms = np.einsum("hi,ij,hj->h", first, gram, first) * np.einsum("hi,ij,hj->h", second, gram, second)
-    return float(np.mean(cross / np.sqrt(norms))) if np.all(norms > 0) else None
+def _reasons(
+    first: Square, second: Square, spread: NDArray[np.float64], level: float, name: str = "safety"
+) -> list[str]:
+    found = [""] * len(spread)
+    checks = []
+    for label, square in ((name, first), ("utility", second)):
+        checks.append((f"the {label} gradient is zero", ~np.any(square.products, axis=(1, 2))))
+        checks.append((f"the {label} gradient is not told from noise", square.interval(level)[0] <= 0))
+    checks.append(("a squared norm is not positive without one block", ~np.isfinite(spread)))
+    for text, where in checks:
+        for index in np.flatnonzero(where):
+            found[index] = found[index] or text
+    return found
 
 
-@cache
-def _halvings(blocks: int) -> NDArray[np.float64]:
-    # (halvings, blocks) ones for the half without block 0, so that no halving comes twice.
-    halves = list(itertools.islice(itertools.combinations(range(1, blocks), blocks // 2), _MOST_HALVINGS))
-    chosen = np.zeros((len(halves), blocks))
-    for row, half in enumerate(halves):
-        chosen[row, list(half)] = 1
-    return chosen
+def _finite(value: np.float64) -> float | None:
+    return float(value) if np.isfinite(value) else None

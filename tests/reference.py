@@ -157,6 +157,91 @@ def cumulative_energy(matrix: NDArray[np.float64], k: int) -> float:
     return float(np.sum(nearest**2) / np.sum(matrix**2))
 
 
+def pooled_gradients(
+    gradients: Sequence[NDArray[np.float64]], tokens: Sequence[float], clusters: Sequence[object], by_token: bool
+) -> tuple[list[NDArray[np.float64]], list[float]]:
+    """Sums of gradients and of their weights by cluster: token sums and tokens, or example means and examples."""
+    sums: dict[object, NDArray[np.float64]] = {}
+    weights: dict[object, float] = {}
+    for gradient, count, cluster in zip(gradients, tokens, clusters, strict=True):
+        part = gradient if by_token else gradient / count
+        sums[cluster] = sums.get(cluster, 0.0) + part
+        weights[cluster] = weights.get(cluster, 0.0) + (count if by_token else 1.0)
+    return list(sums.values()), list(weights.values())
+
+
+def anchor_contrast_deviation(
+    sets: Sequence[Sequence[NDArray[np.float64]]], tokens: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """cos(safety, utility) - cos(anchor, utility) and its jackknife error; sets in order safety, anchor, utility."""
+
+    def difference(gradients: Sequence[Sequence[NDArray[np.float64]]], counts: Sequence[Sequence[float]]) -> float:
+        return u_cosine(gradients[0], gradients[2], counts[0], counts[2]) - u_cosine(
+            gradients[1], gradients[2], counts[1], counts[2]
+        )
+
+    variance = 0.0
+    for which, members in enumerate(sets):
+        values = []
+        for left_out in range(len(members)):
+            keep = [
+                [index for index in range(len(one)) if position != which or index != left_out]
+                for position, one in enumerate(sets)
+            ]
+            values.append(
+                difference(
+                    [[one[index] for index in rows] for one, rows in zip(sets, keep, strict=True)],
+                    [[one[index] for index in rows] for one, rows in zip(tokens, keep, strict=True)],
+                )
+            )
+        mean = sum(values) / len(values)
+        variance += (len(values) - 1) / len(values) * sum((value - mean) ** 2 for value in values)
+    return difference(sets, tokens), math.sqrt(variance)
+
+
+def span_basis(gradients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal basis (dimension, rank) of the span of the rows, by Gram-Schmidt done twice."""
+    columns: list[NDArray[np.float64]] = []
+    for row in gradients:
+        rest = row.copy()
+        for _ in range(2):
+            for column in columns:
+                rest = rest - (column @ rest) * column
+        if np.linalg.norm(rest) > 1e-8 * np.linalg.norm(row):
+            columns.append(rest / np.linalg.norm(rest))
+    return np.array(columns).T
+
+
+def subspace_overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Mean squared length of the smaller basis' vectors after projection onto the other subspace."""
+    small, large = sorted((first, second), key=lambda basis: basis.shape[1])
+    projector = large @ large.T
+    return sum(float(np.sum((projector @ column) ** 2)) for column in small.T) / small.shape[1]
+
+
+def single_against_others(
+    gradients: NDArray[np.float64], clusters: Sequence[object]
+) -> list[tuple[float, float, float]]:
+    """List, by gradient: share inside the others' span, share of their energy along it, cosine with their mean."""
+    found = []
+    for index, gradient in enumerate(gradients):
+        others = np.array([one for one, label in zip(gradients, clusters, strict=True) if label != clusters[index]])
+        basis, unit = span_basis(others), gradient / np.linalg.norm(gradient)
+        mean = others.mean(axis=0)
+        found.append((
+            float(np.sum((basis.T @ unit) ** 2)),
+            float(sum((one @ unit) ** 2 for one in others) / np.sum(others**2)),
+            float(unit @ mean / np.linalg.norm(mean)),
+        ))
+    return found
+
+
+def displacement_share(displacement: NDArray[np.float64], basis: NDArray[np.float64], k: int) -> float:
+    """||P D||^2 / ||D||^2 with the projector P onto the first k columns."""
+    projector = basis[:, :k] @ basis[:, :k].T
+    return float(np.sum((projector @ displacement) ** 2) / np.sum(displacement**2))
+
+
 def wilson(count: int, n: int, z: float) -> tuple[float, float]:
     """Solutions p of (count/n - p)^2 = z^2 p (1 - p) / n, the definition of the interval."""
     share = count / n
