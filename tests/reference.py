@@ -52,6 +52,29 @@ def slow_block_gradients(
     return sums, tokens, losses
 
 
+def slow_hessian(
+    model: Any, examples: Sequence[tuple[list[int], list[int]]], scales: Sequence[float], names: Sequence[str]
+) -> Tensor:
+    """Dense Hessian of sum_i scales[i] * (token-summed loss of example i): one row a weight, plain attention.
+
+    Names are those of `named_parameters`; rows and columns run over their elements in the order given.
+    """
+    slow = copy.deepcopy(model).double().eval()
+    for config in {id(part.config): part.config for part in slow.modules() if hasattr(part, "config")}.values():
+        config._attn_implementation_internal = config._experts_implementation_internal = "eager"
+    weights = [dict(slow.named_parameters())[name].requires_grad_() for name in names]
+    size = sum(weight.numel() for weight in weights)
+    total = torch.zeros((size, size), dtype=torch.float64)
+    # One graph at a time: peft's adapters on fused experts move the weight's storage in every forward pass.
+    for (ids, labels), scale in zip(examples, scales, strict=True):
+        loss = -scale * torch.stack(slow_target_log_probs(slow, ids, labels)).sum()
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        for index, value in enumerate(torch.cat([gradient.flatten() for gradient in gradients])):
+            row = torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True)
+            total[index] += torch.cat([part.flatten() for part in row])
+    return total
+
+
 # --- evaluation ----------------------------------------------------------------------------------------------
 
 
