@@ -42,7 +42,8 @@ def token_losses(model: Any, batch: Mapping[str, Tensor]) -> TokenLosses:
     targets = labels[:, 1:]
     chosen = targets != IGNORED
     # Only positions that predict a target are upcast: logits in float32 are the largest tensor here.
-    scores = logits[:, :-1][chosen]
+    # Where a pass has told the output layer which they are, logits hold nothing else: (1, targets, vocabulary).
+    scores = logits[:, :-1][chosen] if logits.shape[:-1] == labels.shape else logits[0]
     if scores.dtype != torch.float64:
         scores = scores.float()
     each = torch.nn.functional.cross_entropy(scores, targets[chosen], reduction="none")

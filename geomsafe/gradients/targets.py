@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from torch.nn import Module, Parameter
 
 from geomsafe.errors import ModelError
-from geomsafe.models import lora_layers, trained_parameters
+from geomsafe.models import base_parameter_name, lora_layers, trained_parameters
 
 
 @contextmanager
-def gradient_targets(model: Any) -> Iterator[dict[str, Parameter]]:
+def gradient_targets(model: Any, parameters: str | Collection[str] | None = None) -> Iterator[dict[str, Parameter]]:
     """Give the weights that gradients are taken of, ready for `torch.autograd.grad`.
 
     They are the effective weights of `geomsafe.models`. Full fine-tuning: the trainable
@@ -27,13 +27,26 @@ def gradient_targets(model: Any) -> Iterator[dict[str, Parameter]]:
 
     Args:
         model: a transformers model or a peft model with LoRA adapters.
+        parameters: None for the effective trained weights; "factors" for the trainable tensors as
+            they are, LoRA's A and B among them (their gradients depend on how dW is split); "all"
+            for every floating-point weight, frozen ones and LoRA's factors too; or names.
 
     Yields:
         Base model parameter name to parameter, in the model's order; never empty.
 
     Raises:
-        ModelError: nothing is trainable, or an adapter lies on a weight that has no gradient.
+        ModelError: nothing is trainable, a name is unknown, or an adapter lies on a weight that has
+            no gradient.
     """
+    if parameters == "factors" or parameters == "all":
+        yield _literal(model, frozen=parameters == "all")
+        return
+    if isinstance(parameters, str):
+        raise ModelError(f"parameters '{parameters}' is unknown: choose factors, all or a list of parameter names")
+    if parameters is not None:
+        with _named(model, list(parameters)) as named:
+            yield named
+        return
     layers = lora_layers(model)
     trained = trained_parameters(model)
     if not layers and not trained:
@@ -50,6 +63,40 @@ def gradient_targets(model: Any) -> Iterator[dict[str, Parameter]]:
     finally:
         for owner, attribute, weight in replaced:
             owner._parameters[attribute] = weight
+
+
+def _literal(model: Any, *, frozen: bool) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or not (frozen or weight.requires_grad):
+            continue
+        base = base_parameter_name(name)
+        if base in found:
+            raise ModelError(f"'{name}' is a second tensor called '{base}': several adapters are active, keep one")
+        found[base] = weight
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no trainable weight to measure: all of its parameters are frozen")
+    return found
+
+
+@contextmanager
+def _named(model: Any, names: list[str]) -> Iterator[dict[str, Parameter]]:
+    # Effective weights first, so that a name means the same with and without the others.
+    trained = trained_parameters(model)
+    everything = _literal(model, frozen=True)
+    unknown = sorted(set(names) - set(everything))
+    if unknown or not names:
+        known = ", ".join(f"'{name}'" for name in [*everything][:3])
+        raise ModelError(
+            f"parameters {unknown} are not in {type(model).__name__}: it has {len(everything)}, e.g. {known}"
+        )
+    adapted = set(lora_layers(model)) & set(names)
+    effective: dict[str, Parameter] = {}
+    if adapted:
+        with gradient_targets(model) as effective:
+            yield {n: effective.get(n, everything[n]) for n in everything if n in set(names)}
+        return
+    yield {n: trained.get(n, everything[n]) for n in everything if n in set(names)}
 
 
 def target_shapes(model: Any) -> dict[str, torch.Size]:

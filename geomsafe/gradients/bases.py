@@ -1,0 +1,90 @@
+"""Output-side singular subspaces of a summed gradient, from its factors.
+
+G = sum_i w_i G_i = L^T R with L (rows, d0) and R (rows, d1). Where there are fewer rows than
+the weight has on its shorter side, two thin QR decompositions and the SVD of a small square
+core give the singular vectors; otherwise G is formed. Neither decomposes a matrix that is
+larger than it must be. All of it in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomsafe.gradients.uses import Outer, Use
+
+SVD_SIDE = 768
+"""Shorter side up to which a formed gradient is decomposed directly; above, through its smaller Gram matrix."""
+
+
+@dataclass(frozen=True)
+class LeftBasis:
+    """The leading output-side singular vectors of one weight's summed gradient."""
+
+    vectors: Tensor  # (d_out, <= rank) float64, columns orthonormal, fewer where the gradient's rank is lower
+    singular_values: Tensor  # (min(shape) or fewer,) float64, falling; what is left out is zero
+    energy: float  # the sum of all squared singular values, ||G||_F^2
+
+
+def left_basis(uses: Sequence[Use], weights: Tensor, height: int, width: int, rank: int) -> LeftBasis:
+    """Decompose sum_i w_i G_i of one weight.
+
+    Args:
+        uses: every use of the weight (of one expert of a fused weight), at least one.
+        weights: (examples,) w_i; examples of weight zero are left out.
+        height: d0.
+        width: d1.
+        rank: vectors wanted.
+
+    Returns:
+        The basis on the side that faces the layer's output.
+    """
+    first = uses[0]
+    if all(isinstance(use, Outer) for use in uses):
+        pairs = [use.chosen(weights) for use in uses if isinstance(use, Outer)]
+        left, right = (torch.cat([pair[side] for pair in pairs]).double() for side in (0, 1))
+        if len(left) < min(height, width):
+            return _of_factors(*((left, right) if first.output == 0 else (right, left)), rank)
+        return decompose(left.T @ right, first.output, rank)
+    total = torch.stack([use.weighted_sum(weights).double().reshape(height, width) for use in uses]).sum(dim=0)
+    # A weight that is also a linear layer's (tied embeddings) is seen from that layer.
+    output = min(use.output for use in uses)
+    return decompose(total, output, rank)
+
+
+def decompose(gradient: Tensor, output: int, rank: int) -> LeftBasis:
+    """Return the decomposition of a gradient matrix (d0, d1) float64 whose axis `output` faces the layer's output."""
+    facing = gradient if output == 0 else gradient.T
+    precision = torch.finfo(gradient.dtype).eps
+    if min(facing.shape) <= SVD_SIDE:
+        vectors, values, _ = torch.linalg.svd(facing, full_matrices=False)
+    elif facing.shape[0] <= facing.shape[1]:
+        squares, vectors = torch.linalg.eigh(facing @ facing.T)
+        precision = precision**0.5  # a squared matrix has lost half of the digits
+        values, vectors = squares.clamp(min=0).sqrt().flip(0), vectors.flip(1)
+    else:
+        squares, inner = torch.linalg.eigh(facing.T @ facing)
+        precision = precision**0.5
+        values, inner = squares.clamp(min=0).sqrt().flip(0), inner.flip(1)
+        wanted = inner[:, : min(rank, int((values > 0).sum()))]
+        vectors, _ = torch.linalg.qr(facing @ wanted)
+    return _leading(vectors, values, rank, precision * max(facing.shape))
+
+
+def _of_factors(left: Tensor, right: Tensor, rank: int) -> LeftBasis:
+    if len(left) == 0:
+        return LeftBasis(left.new_zeros((left.shape[1], 0)), left.new_zeros(0), 0.0)
+    outer, upper = torch.linalg.qr(left.T)
+    _, lower = torch.linalg.qr(right.T)
+    core, values, _ = torch.linalg.svd(upper @ lower.T)
+    return _leading(outer @ core, values, rank, torch.finfo(left.dtype).eps * max(left.shape[1], right.shape[1]))
+
+
+def _leading(vectors: Tensor, values: Tensor, rank: int, floor: float) -> LeftBasis:
+    # Values at rounding level belong to no direction: vectors of a null space would be arbitrary.
+    least = float(values[0]) * floor if len(values) else 0.0
+    kept = min(rank, int((values > least).sum()))
+    return LeftBasis(vectors[:, :kept].contiguous(), values, float((values**2).sum()))
