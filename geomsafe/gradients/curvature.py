@@ -92,7 +92,7 @@ def hessian_vector(
     direction: Mapping[str, Tensor],
     *,
     reduction: Reduction = "token-mean",
-    parameters: Collection[str] | None = None,
+    parameters: str | Collection[str] | None = None,
     batch_size: int | None = None,
     memory_budget: int | str = "2GiB",
 ) -> HessianVector:
@@ -106,14 +106,15 @@ def hessian_vector(
         batch: `input_ids`, `attention_mask`, `labels` (examples, tokens), -100 outside the answer.
         direction: base name -> tensor of the parameter's shape; weights that it leaves out have u = 0.
         reduction: the set's loss, see `Reduction`.
-        parameters: rows of H u to return (default: all that gradients are taken of).
+        parameters: rows of H u to return: names, "factors", "all", by default what `gradient_targets` gives.
         batch_size: examples in a sub-batch (default: what fits into the budget).
         memory_budget: bytes for activations, such as "2GiB"; one example is always taken.
 
     Returns:
         H u and the route taken.
     """
-    with hessian_of(model, batch, reduction, batch_size, memory_budget) as hessian:
+    measured = parameters if parameters is None or isinstance(parameters, str) else {*parameters, *direction}
+    with hessian_of(model, batch, measured, reduction, batch_size, memory_budget) as hessian:
         wanted = hessian.chosen(parameters)
         names = hessian.chosen({*wanted, *hessian.checked(direction)})
         sums = {name: torch.zeros_like(hessian.targets[name], dtype=wide(hessian.targets[name])) for name in wanted}
@@ -137,8 +138,8 @@ def curvature_along(
     Args:
         model: a causal LM, or a peft model.
         batch: `input_ids`, `attention_mask`, `labels` (examples, tokens), -100 outside the answer.
-        direction: base name -> tensor of the parameter's shape, such as a displacement or the last update; weights
-            that it leaves out have u = 0.
+        direction: base name -> tensor of the parameter's shape, such as a displacement or the last update; any weights,
+            frozen ones too; those that it leaves out have u = 0.
         reduction: the set's loss, see `Reduction`.
         batch_size: examples in a sub-batch (default: what fits into the budget).
         memory_budget: bytes for activations, such as "2GiB"; one example is always taken.
@@ -146,7 +147,7 @@ def curvature_along(
     Returns:
         The curvature; inner products are summed in float64.
     """
-    with hessian_of(model, batch, reduction, batch_size, memory_budget) as hessian:
+    with hessian_of(model, batch, [*direction], reduction, batch_size, memory_budget) as hessian:
         names = hessian.checked(direction)
         shares, slopes = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for part in hessian.products(direction, names):

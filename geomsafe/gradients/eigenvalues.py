@@ -45,7 +45,7 @@ def top_eigenvalues(
     batch: Mapping[str, Tensor],
     count: int = 5,
     *,
-    parameters: Collection[str] | None = None,
+    parameters: str | Collection[str] | None = None,
     which: Which = "largest",
     reduction: Reduction = "token-mean",
     seed: int = 0,
@@ -63,7 +63,7 @@ def top_eigenvalues(
         model: a causal LM, or a peft model.
         batch: `input_ids`, `attention_mask`, `labels` (examples, tokens), -100 outside the answer.
         count: how many, fewer than there are weights.
-        parameters: base names of the weights (default: all that gradients are taken of).
+        parameters: base names of the weights, "factors", "all", by default what `gradient_targets` gives.
         which: "largest", the algebraically largest; or "magnitude", those of largest size, negative ones included.
         reduction: the set's loss, see `geomsafe.gradients.hessian.Reduction`.
         seed: of the start vector.
@@ -84,7 +84,7 @@ def top_eigenvalues(
 
     if which not in {"largest", "magnitude"}:
         raise ConfigError(f"eigenvalues '{which}' are not known: choose largest or magnitude")
-    with hessian_of(model, batch, reduction, batch_size, memory_budget) as hessian:
+    with hessian_of(model, batch, parameters, reduction, batch_size, memory_budget) as hessian:
         flat = _Flat(hessian, hessian.chosen(parameters))
         if not 0 < count < flat.size:
             raise ConfigError(f"count {count}: choose 1 to {flat.size - 1} of the {flat.size} eigenvalues")

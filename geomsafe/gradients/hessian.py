@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from geomsafe.data.encoding import IGNORED
 from geomsafe.errors import ConfigError, DataError, ModelError, TrainingError
+from geomsafe.gradients.blocking import parse_memory
 from geomsafe.gradients.losses import token_losses
-from geomsafe.gradients.memory import in_bytes, saved_bytes
+from geomsafe.gradients.memory import saved_bytes
+from geomsafe.gradients.products import row_dots
 from geomsafe.gradients.smooth import smooth_kernels
 from geomsafe.gradients.targets import gradient_targets
 from geomsafe.gradients.undisturbed import undisturbed
@@ -57,25 +59,37 @@ class Hessian:
         reason: what was met.
     """
 
-    def __init__(self, model: Any, targets: dict[str, nn.Parameter], parts: list[tuple[dict[str, Tensor], Tensor]]):
+    def __init__(
+        self, model: Any, targets: dict[str, nn.Parameter], batch: Mapping[str, Tensor], weights: Tensor
+    ) -> None:
         self.targets = targets
         self.route, self.reason = FORWARD, ""
-        self._loss, self._parts = _Loss(model), parts
+        self._loss, self._batch, self._weights, self._size = _Loss(model), batch, weights, len(weights)
         places = {id(weight): place for place, weight in self._loss.named_parameters()}
         self._places = {name: places[id(weight)] for name, weight in targets.items()}
 
-    def chosen(self, names: Collection[str] | None) -> list[str]:
+    def fitting(self, budget: int) -> int:
+        """Return how many examples a sub-batch may have, from what one of them keeps in a forward pass."""
+        leaves = self._leaves([*self.targets])
+        one = saved_bytes(self._loss, lambda: self._at(self._placed(leaves), *self._part(0, 1)))
+        return max(1, budget // max(1, _SECOND_ORDER * one))
+
+    def split(self, size: int) -> None:
+        """Take `size` examples together."""
+        self._size = size
+
+    def chosen(self, names: str | Collection[str] | None) -> list[str]:
         """Return names in the model's order, default all.
 
         Raises:
             ModelError: a name is not among the targets, or none is given.
         """
-        if names is None:
+        if names is None or isinstance(names, str):
             return [*self.targets]
         unknown = sorted(set(names) - set(self.targets))
         if unknown or not names:
             raise ModelError(
-                f"parameters {unknown} are not among the {len(self.targets)} trained ones, e.g. '{[*self.targets][0]}'"
+                f"parameters {unknown} are not among the {len(self.targets)} measured ones, e.g. '{[*self.targets][0]}'"
             )
         return [name for name in self.targets if name in set(names)]
 
@@ -107,12 +121,12 @@ class Hessian:
             else torch.zeros_like(weight)
             for name, weight in ((name, self.targets[name].detach()) for name in names)
         }
-        for number, (batch, weights) in enumerate(self._parts):
-            gradients, products = self._product(batch, weights, tangents)
+        for start in range(0, len(self._weights), self._size):
+            gradients, products = self._product(*self._part(start, self._size), tangents)
             if not all(bool(torch.isfinite(value).all()) for value in products.values()):
                 raise TrainingError(
-                    f"the Hessian product of sub-batch {number} is not finite: the weights have diverged, or their "
-                    "dtype is too narrow (load the model in float32)"
+                    f"the Hessian product of the sub-batch at example {start} is not finite: the weights have diverged, "
+                    "or their dtype is too narrow (load the model in float32)"
                 )
             yield Part(gradients, {name: value.to(wide(value)) * scale for name, value in products.items()})
 
@@ -144,16 +158,15 @@ class Hessian:
 
     def _forward_over_reverse(self, batch: dict[str, Tensor], weights: Tensor, tangents: dict[str, Tensor]) -> Part:
         def loss(values: dict[str, Tensor]) -> Tensor:
-            return self._at({self._places[name]: value for name, value in values.items()}, batch, weights)
+            return self._at(self._placed(values), batch, weights)
 
         start = {name: self.targets[name].detach() for name in tangents}
         found: Any = torch.func.jvp(torch.func.grad(loss), (start,), (tangents,))
         return Part(*found)
 
     def _double_backward(self, batch: dict[str, Tensor], weights: Tensor, tangents: dict[str, Tensor]) -> Part:
-        # Parameters and not plain tensors: peft's wrapper of fused experts registers what it finds as one.
-        leaves = {name: nn.Parameter(self.targets[name].detach()) for name in tangents}
-        values = {self._places[name]: leaf for name, leaf in leaves.items()}
+        leaves = self._leaves([*tangents])
+        values = self._placed(leaves)
         held = {
             place: nn.Parameter(weight.detach(), requires_grad=False)
             for place, weight in self._loss.named_parameters()
@@ -172,6 +185,17 @@ class Hessian:
             {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()},
         )
 
+    def _leaves(self, names: list[str]) -> dict[str, nn.Parameter]:
+        # Parameters and not plain tensors: peft's wrapper of fused experts registers what it finds as one.
+        return {name: nn.Parameter(self.targets[name].detach()) for name in names}
+
+    def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {self._places[name]: value for name, value in values.items()}
+
+    def _part(self, start: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
+        rows = slice(start, start + size)
+        return {key: value[rows] for key, value in self._batch.items()}, self._weights[rows]
+
     def _at(self, values: Mapping[str, Tensor], batch: dict[str, Tensor], weights: Tensor) -> Tensor:
         found: Tensor = torch.func.functional_call(self._loss, dict(values), (batch, weights))
         return found
@@ -179,13 +203,19 @@ class Hessian:
 
 @contextmanager
 def hessian_of(
-    model: Any, batch: Mapping[str, Tensor], reduction: Reduction, batch_size: int | None, memory_budget: int | str
+    model: Any,
+    batch: Mapping[str, Tensor],
+    parameters: str | Collection[str] | None,
+    reduction: Reduction,
+    batch_size: int | None,
+    memory_budget: int | str,
 ) -> Iterator[Hessian]:
     """Open the Hessian of a set's loss; the model is left as found when the body ends.
 
     Args:
         model: a causal LM, or a peft model.
         batch: `input_ids`, `attention_mask`, `labels` (examples, tokens), -100 outside the answer.
+        parameters: which weights, see `gradient_targets`.
         reduction: the set's loss.
         batch_size: examples in a sub-batch (default: what fits into the budget).
         memory_budget: bytes for activations; one example is always taken.
@@ -198,14 +228,11 @@ def hessian_of(
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} is below 1: leave it out, or give the examples of a sub-batch")
-    weights = _example_weights(batch, reduction)
-    with gradient_targets(model) as targets, undisturbed(model), smooth_kernels(model), torch.enable_grad():
-        size = batch_size or _fitting(model, batch, in_bytes(memory_budget))
-        parts = [
-            ({key: value[start : start + size] for key, value in batch.items()}, weights[start : start + size])
-            for start in range(0, len(weights), size)
-        ]
-        yield Hessian(model, targets, parts)
+    budget, weights = parse_memory(memory_budget), _example_weights(batch, reduction)
+    with gradient_targets(model, parameters) as targets, undisturbed(model), smooth_kernels(model), torch.enable_grad():
+        hessian = Hessian(model, targets, batch, weights)
+        hessian.split(batch_size or hessian.fitting(budget))
+        yield hessian
 
 
 def _example_weights(batch: Mapping[str, Tensor], reduction: Reduction) -> Tensor:
@@ -230,12 +257,6 @@ def _example_weights(batch: Mapping[str, Tensor], reduction: Reduction) -> Tenso
     raise ConfigError(f"reduction '{reduction}' is not known: choose token-mean, mean or sum")
 
 
-def _fitting(model: Any, batch: Mapping[str, Tensor], budget: int) -> int:
-    """Return how many examples a sub-batch may have, from what one of them keeps in a forward pass."""
-    one = saved_bytes(model, {key: value[:1] for key, value in batch.items()})
-    return max(1, budget // max(1, _SECOND_ORDER * one))
-
-
 def _said(error: Exception) -> str:
     """Return what an error says, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -248,6 +269,4 @@ def wide(weight: Tensor) -> torch.dtype:
 
 def inner(first: Tensor, second: Tensor) -> float:
     """Return the inner product of two tensors of one shape, summed in float64."""
-    # Apple's accelerator has no float64.
-    a, b = (tensor.detach().flatten() for tensor in (first, second))
-    return float(torch.dot(a.cpu().double(), b.cpu().double()))
+    return float(row_dots(first.detach()[None], second.detach())[0])
