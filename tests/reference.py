@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,89 @@ def slow_hessian(
             row = torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True)
             total[index] += torch.cat([part.flatten() for part in row])
     return total
+
+
+Example = tuple[list[int], list[int]]  # token ids and labels of one unpadded sequence
+
+
+def slow_example_gradients(
+    model: Any, examples: Sequence[Example], reduction: str = "sum", names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """The definition: {parameter: (examples, *shape)} by one forward and backward pass an example, nothing padded.
+
+    In the model's own dtype, dropout off, on a copy. A weight that the loss does not reach has gradient zero.
+    """
+    slow = copy.deepcopy(model).eval()
+    weights = {name: weight for name, weight in slow.named_parameters() if name in (names or [name])}
+    if names is None:
+        weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    rows = []
+    for ids, labels in examples:
+        log_probs = torch.stack(slow_target_log_probs(slow, ids, labels))
+        loss = -(log_probs.sum() if reduction == "sum" else log_probs.mean())
+        rows.append(torch.autograd.grad(loss, [*weights.values()], allow_unused=True))
+    return _stacked(weights, rows)
+
+
+def same_pass_gradients(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Token-summed gradients from one forward pass over the whole batch and one backward pass an example.
+
+    The sequence of operations is that of any method that runs the model on this batch; only the
+    products of the last step differ. The loss is our own cross-entropy in the model's dtype.
+    """
+    slow = copy.deepcopy(model).eval()
+    weights = {name: weight for name, weight in slow.named_parameters() if weight.requires_grad}
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    if bool((batch["attention_mask"][:, 0] == 0).any()):
+        inputs["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    logits = slow(**inputs, use_cache=False).logits
+    scores = logits[:, :-1] if logits.dtype == torch.float64 else logits[:, :-1].float()
+    targets = batch["labels"][:, 1:]
+    log_probs = scores.log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    losses = -(log_probs * (targets != -100)).sum(dim=1)
+    found = [
+        torch.autograd.grad(loss, [*weights.values()], retain_graph=True, allow_unused=True) for loss in losses.unbind()
+    ]
+    return _stacked(weights, found)
+
+
+def _stacked(weights: dict[str, Tensor], rows: Sequence[Sequence[Tensor | None]]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([torch.zeros_like(weight) if row[i] is None else row[i] for row in rows]).detach().double()
+        for i, (name, weight) in enumerate(weights.items())
+    }
+
+
+def gram_reference(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """<G_i, G_j> of every pair of examples, from the gradients themselves."""
+    return {name: torch.tensor(slow_gram([*row]), dtype=torch.float64) for name, row in rows.items()}
+
+
+def preconditioned_gram_reference(rows: dict[str, Tensor], precondition: dict[str, Tensor]) -> dict[str, Tensor]:
+    """<G_i, P * G_j>."""
+    return {
+        name: torch.stack([torch.stack([(a * precondition[name].double() * b).sum() for b in row]) for a in row])
+        for name, row in rows.items()
+    }
+
+
+def dots_reference(rows: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """<G_i, D> of every example."""
+    return {
+        name: torch.stack([(gradient * along.double()).sum() for gradient in rows[name]])
+        for name, along in direction.items()
+    }
+
+
+def left_basis_reference(gradient: Tensor, rank: int, input_first: bool = False) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (d_out, <= rank) and all singular values of one weight's gradient, by a dense SVD.
+
+    `input_first`: the weight is stored (d_in, d_out), as GPT-2's Conv1D and embeddings are.
+    """
+    left, values, _ = torch.linalg.svd(gradient.double().T if input_first else gradient.double(), full_matrices=False)
+    return left[:, :rank], values
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from test_gradients_blocks import padded, some_examples, with_lora
+from gradient_cases import padded, some_examples, with_lora
 from tiny import tiny_model
 from torch import Tensor
 

@@ -7,45 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from gradient_cases import padded, some_examples, with_lora
 from peft import LoraConfig, get_peft_model
-from reference import slow_block_gradients
-from tiny import ARCHITECTURES, VOCABULARY, tiny_model
+from reference import Example, slow_block_gradients
+from tiny import ARCHITECTURES, tiny_model
 
 from geomsafe.errors import DataError, ModelError, TrainingError
 from geomsafe.gradients import block_gradients, target_shapes
 from geomsafe.models import parameter_names
 
-Example = tuple[list[int], list[int]]
 BLOCKS = [0, 0, 0, 1, 1, 1, 1]
-
-
-def some_examples(count: int = len(BLOCKS), seed: int = 0, equal: bool = False) -> list[Example]:
-    """Random prompts of 3-9 tokens and answers of 1-6 tokens (or all 5 and 4)."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (1,), generator=generator))
-
-    examples = []
-    for _ in range(count):
-        prompt, answer = (5, 4) if equal else (draw(3, 10), draw(1, 7))
-        ids = torch.randint(5, VOCABULARY, (prompt + answer,), generator=generator).tolist()
-        examples.append((ids, [-100] * prompt + ids[prompt:]))
-    return examples
-
-
-def padded(examples: list[Example], left: bool = False) -> dict[str, torch.Tensor]:
-    width = max(len(ids) for ids, _ in examples)
-
-    def row(values: list[int], fill: int) -> list[int]:
-        pad = [fill] * (width - len(values))
-        return pad + values if left else values + pad
-
-    return {
-        "input_ids": torch.tensor([row(ids, 0) for ids, _ in examples]),
-        "attention_mask": torch.tensor([row([1] * len(ids), 0) for ids, _ in examples]),
-        "labels": torch.tensor([row(labels, -100) for _, labels in examples]),
-    }
 
 
 def in_batches(
@@ -58,17 +29,6 @@ def in_batches(
             batches.append(padded(members[start : start + size], left))
             owners.append(block)
     return batches, owners
-
-
-def with_lora(model: Any, seed: int = 0) -> Any:
-    """Adapters with B != 0, so that A's and B's gradients are both alive."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules="all-linear"))
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.05)
-    return adapted.eval()
 
 
 def largest_error(found: dict[str, torch.Tensor], wanted: list[dict[str, torch.Tensor]]) -> float:

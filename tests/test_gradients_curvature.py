@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradient_cases import padded, with_lora
 from peft import LoraConfig, get_peft_model
 from reference import slow_hessian
-from test_gradients_blocks import padded, with_lora
 from tiny import ARCHITECTURES, tiny_model
 from torch import Tensor
 

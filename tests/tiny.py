@@ -15,19 +15,29 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GemmaConfig,
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
     MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 ARCHITECTURES = ("llama", "qwen2", "gemma", "gpt2")
 """The shapes that the model side is tested on; `mixtral` exists beside them."""
+
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+GRADIENT_ARCHITECTURES = (*ARCHITECTURES, "qwen3", "gemma2", "phi3", *MIXTURES)
+"""The shapes that gradients are tested on: tied and untied, biases, norms of 1 + w, soft caps, Conv1D, query and key
+norms, fused projections, fused experts with and without a shared one."""
 
 VOCABULARY = 384
 # "<|endoftext|>" because the tokenizer class of Qwen2 adds it where it is missing.
@@ -93,11 +103,18 @@ def tiny_config(arch: str, **overrides: Any) -> PreTrainedConfig:
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
     }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     kinds: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
         "llama": (LlamaConfig, {}),
         "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
         "gemma": (GemmaConfig, {"head_dim": 8}),
+        # Caps low enough to bend the tiny model's scores.
+        "gemma2": (Gemma2Config, {"head_dim": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+        "qwen3": (Qwen3Config, {"head_dim": 8}),
+        "phi3": (Phi3Config, {}),
         "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        "qwen2_moe": (Qwen2MoeConfig, experts | {"shared_expert_intermediate_size": 24}),
+        "qwen3_moe": (Qwen3MoeConfig, experts | {"head_dim": 8, "norm_topk_prob": True}),
     }
     kind, particular = kinds[arch]
     return kind(**(shared | sizes | particular | overrides))
