@@ -9,6 +9,7 @@ import typer
 
 from geomsafe import __version__
 from geomsafe.cli.analyze import analyze
+from geomsafe.cli.check import check
 from geomsafe.cli.evaluate import evaluate
 from geomsafe.cli.organism import organism
 from geomsafe.cli.train import train
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(train)
+app.command()(check)
 app.command()(analyze)
 app.command()(evaluate)
 app.add_typer(organism, name="organism")

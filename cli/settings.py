@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -20,17 +20,20 @@ from geomsafe.config import MethodSpec, Settings, TrainConfig
 from geomsafe.errors import ConfigError
 
 
-def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_config_options(command: Callable[..., None], names: Collection[str] | None = None) -> Callable[..., None]:
     """Give `command`, whose last parameter is `**settings`, one option a field of TrainConfig.
 
     Args:
         command: a function with its own parameters and `**settings`.
+        names: only these fields.
 
     Returns:
         The function with a signature that Typer can read.
     """
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    options = [_option(name, field) for name, field in TrainConfig.model_fields.items()]
+    options = [
+        _option(name, field) for name, field in TrainConfig.model_fields.items() if names is None or name in names
+    ]
     command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*own, *options]} | {"return": None}
     return command

@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from geomsafe.records import Evaluation
+    from geomsafe.training.checking import CheckReport
 
 
 # Where the output is no terminal, a log or a pipe, lines need not fit a screen.
@@ -51,3 +52,20 @@ def score_rows(evaluations: Iterable[Evaluation]) -> list[dict[str, str]]:
                     "n": str(judged),
                 })
     return rows
+
+
+def check_rows(report: CheckReport) -> list[dict[str, str]]:
+    """Return one row a check: what was checked, how it went, what was seen."""
+    return [{"check": item.name, "result": item.status, "seen": item.detail} for item in report.findings]
+
+
+def cost_rows(report: CheckReport) -> list[dict[str, str]]:
+    """Return one row an estimate."""
+    return [
+        {
+            "estimate": cost.name,
+            "amount": f"{cost.amount:,.2f} {cost.unit}" if cost.amount >= 1 else f"{cost.amount:.2g} {cost.unit}",
+            "from": cost.detail,
+        }
+        for cost in report.costs
+    ]

@@ -28,6 +28,12 @@ class RecordError(GeomsafeError):
     """A run directory is missing, incomplete, of another version or not comparable."""
 
 
+class CheckError(GeomsafeError):
+    """`geomsafe check` has found what would make a run's numbers wrong."""
+
+    exit_code = 1
+
+
 class TrainingError(GeomsafeError):
     """A run stopped: the loss is not finite, or what resume needs is not there."""
 

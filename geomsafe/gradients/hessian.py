@@ -125,8 +125,8 @@ class Hessian:
             gradients, products = self._product(*self._part(start, self._size), tangents)
             if not all(bool(torch.isfinite(value).all()) for value in products.values()):
                 raise TrainingError(
-                    f"the Hessian product of the sub-batch at example {start} is not finite: the weights have diverged, "
-                    "or their dtype is too narrow (load the model in float32)"
+                    f"the Hessian product of the sub-batch at example {start} is not finite: the weights have "
+                    "diverged, or their dtype is too narrow (load the model in float32)"
                 )
             yield Part(gradients, {name: value.to(wide(value)) * scale for name, value in products.items()})
 

@@ -1,11 +1,14 @@
-"""How much memory a forward pass keeps for its backward pass."""
+"""How much memory a forward pass keeps for its backward pass, and how much there is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from geomsafe.gradients.plan import free_memory
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -33,3 +36,21 @@ def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that a process can still have on a device.
+
+    Args:
+        device: a CUDA device, or any other for main memory.
+
+    Returns:
+        Bytes; of main memory, what the system can give without swapping, its own caches included.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return free_memory()

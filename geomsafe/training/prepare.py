@@ -23,7 +23,8 @@ from geomsafe.data import (
 from geomsafe.errors import ConfigError, TrainingError
 from geomsafe.evaluation import Suite, suites_for
 from geomsafe.methods import Method, Schedule
-from geomsafe.models import Loaded, load_model, require_space, weight_bytes
+from geomsafe.models import Loaded, load_model, require_space
+from geomsafe.training.costs import run_bytes
 from geomsafe.training.engine import schedule_of
 
 ORGANISM_SAFETY = "organism:probe-safety"
@@ -112,7 +113,7 @@ def prepare(config: TrainConfig, methods: list[Method], folder: Path) -> Materia
         ModelError: the model cannot be used, or its weights would not fit on the disk.
     """  # noqa: DOC502
     loaded = load_start(config)
-    _require_space(config, methods, loaded, folder)
+    require_space(folder, run_bytes(config, len(methods), loaded.model))
     material = Material(loaded, [], schedule_of(config, 1), [], None, [], warnings=list(loaded.notes))
     if config.probe_schedule == "off":
         material.not_run["probes"] = "probe_schedule is off"
@@ -197,11 +198,3 @@ def _load_safety(config: TrainConfig, material: Material) -> None:
         "sha256": material.safety.sha256,
         "notes": material.safety.notes,
     }
-
-
-def _require_space(config: TrainConfig, methods: list[Method], loaded: Loaded, folder: Path) -> None:
-    one = weight_bytes(loaded.model)
-    sets = 1 + len(methods) + len(config.save_weights_at)
-    # A checkpoint holds weights, two moments and the methods' averages; for a moment there are two of it.
-    checkpoints = 2 * (3 + len(methods)) if config.save_every else 0
-    require_space(folder, one * (sets + checkpoints))

@@ -55,17 +55,18 @@ class StepProgress(TrainerCallback):
 
 
 class ScoreProgress:
-    """A bar for each weight set and suite that is scored."""
+    """A bar for each weight set and suite that is scored, or for whatever else is counted by label."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, verb: str = "score") -> None:
         """Prepare the bars.
 
         Args:
             console: where they are drawn.
+            verb: stands before each label.
         """
         self._tasks: dict[str, TaskID] = {}
         self._bar = Progress(
-            TextColumn("score {task.description}"),
+            TextColumn(verb + " {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
