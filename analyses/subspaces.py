@@ -88,11 +88,7 @@ def left_overlap_curve(first: NDArray[np.floating], second: NDArray[np.floating]
         RecordError: no column, or columns of different length.
     """  # noqa: DOC502 - _bases raises it
     a, b = _bases(first, second)
-    energy = np.cumsum(np.cumsum((a.T @ b) ** 2, axis=0), axis=1)
-    k = np.arange(1, most + 1)
-    k_a, k_b = np.minimum(k, a.shape[1]), np.minimum(k, b.shape[1])
-    phi = energy[k_a - 1, k_b - 1] / np.minimum(k_a, k_b)
-    return OverlapCurve(np.clip(phi, 0.0, 1.0), np.maximum(k_a, k_b) / len(a))
+    return _curve(a.T @ b, len(a), most)
 
 
 def span_overlap(
@@ -134,6 +130,39 @@ def span_overlap(
         np.arccos(cosines),
         rank,
     )
+
+
+def span_overlap_curve(
+    gram: NDArray[np.float64],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    *,
+    dimension: int,
+    most: int = 32,
+    tolerance: float = 1e-9,
+) -> OverlapCurve:
+    """Phi(k) between the k strongest directions of two example spans, from their joint Gram alone.
+
+    The directions are the right singular vectors of a set's stacked gradients (uncentred), by
+    falling singular value.
+
+    Args:
+        gram: (examples, examples).
+        first: rows of the one set.
+        second: rows of the other.
+        dimension: parameters behind the Gram, for the random baseline.
+        most: largest k.
+        tolerance: eigenvalues up to this share of the largest count as zero.
+
+    Returns:
+        The curve with its random baseline.
+
+    Raises:
+        RecordError: a set has no gradient.
+    """  # noqa: DOC502 - _whitener raises it
+    white_a = _whitener(gram[np.ix_(first, first)], tolerance)
+    white_b = _whitener(gram[np.ix_(second, second)], tolerance)
+    return _curve(white_a.T @ gram[np.ix_(first, second)] @ white_b, dimension, most)
 
 
 def relative_to_ceiling(phi: float, ceiling: float, *, examples: tuple[int, int], halves: tuple[int, int]) -> float:
@@ -199,12 +228,22 @@ def _bases(
     return a, b
 
 
+def _curve(cosines: NDArray[np.float64], dimension: int, most: int) -> OverlapCurve:
+    # (rank of a, rank of b) inner products of two orthonormal bases, strongest vectors first.
+    energy = np.cumsum(np.cumsum(cosines**2, axis=0), axis=1)
+    k = np.arange(1, most + 1)
+    k_a, k_b = np.minimum(k, cosines.shape[0]), np.minimum(k, cosines.shape[1])
+    phi = energy[k_a - 1, k_b - 1] / np.minimum(k_a, k_b)
+    return OverlapCurve(np.clip(phi, 0.0, 1.0), np.minimum(np.maximum(k_a, k_b) / dimension, 1.0))
+
+
 def _whitener(gram: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     kept = values > tolerance * max(float(values[-1]), 0.0)
     if not values.size or values[-1] <= 0:
         raise RecordError(f"a set of {len(gram)} examples has no gradient in these weights: it spans nothing")
-    return np.asarray(vectors[:, kept] / np.sqrt(values[kept]), dtype=np.float64)
+    # Strongest direction first.
+    return np.asarray((vectors[:, kept] / np.sqrt(values[kept]))[:, ::-1], dtype=np.float64)
 
 
 def _share(value: float) -> float:

@@ -100,6 +100,17 @@ def test_span_overlap_of_generic_sets_and_its_baseline() -> None:
     assert np.mean(found) == pytest.approx(one.baseline, rel=0.06) and one.baseline == 0.12
 
 
+def test_span_curve_takes_the_strongest_directions() -> None:
+    rng = np.random.default_rng(18)
+    rows = rng.normal(size=(20, 60)) * np.geomspace(5, 0.5, 60)
+    curve = subspaces.span_overlap_curve(rows @ rows.T, np.arange(8), np.arange(8, 20), dimension=60, most=14)
+    right = [np.linalg.svd(part, full_matrices=False)[2].T for part in (rows[:8], rows[8:])]
+    for k in range(1, 15):
+        wanted = reference.subspace_overlap(right[0][:, :k], right[1][:, :k])
+        assert curve.phi[k - 1] == pytest.approx(wanted, rel=1e-8)
+        assert curve.baseline[k - 1] == pytest.approx(min(k, 12) / 60)
+
+
 def test_without_rank_tolerance_rounding_would_count_as_directions() -> None:
     """Negative control: the same planted sets with a tolerance of rounding's size have another rank and phi."""
     first, second = _planted_rows(7, 2, 2, 10, 300)
