@@ -53,9 +53,7 @@ def not_run(study: Study) -> dict[str, str]:
     """
     own = {
         "drift as KL": "not measured by this version; drift is the L2 distance of the weights",
-        "nulls for spectra": "untrained weights, random tokens and benign anchors are not in the captures",
-        "benign anchor for conflict": "so a cosine below zero is reported, and a conflict is not claimed",
-        "sham behaviour": "no twin of the safety numbers on a harmless deflection",
+        **_not_captured(study),
         "distance-matched radial control": "theta_0 + c (theta - theta_0) is not scored",
         "judge model": "no second judge but the grammar",
     }
@@ -69,6 +67,38 @@ def not_run(study: Study) -> dict[str, str]:
         what, why = entry.split("\0", 1)
         own[what] = f"{why} ({_some(names)})"
     return own
+
+
+def _not_captured(study: Study) -> dict[str, str]:
+    """Name what no capture of any run holds, and what follows from that."""  # noqa: DOC201
+    found = [capture for run in study.runs.values() for capture in run.captures]
+    missing = {
+        "nulls for spectra": (
+            any(capture.nulls for capture in found),
+            "untrained weights, random tokens and matched answers are not in the captures",
+        ),
+        "benign anchor for conflict": (
+            any("benign" in capture.sets for capture in found),
+            "so a cosine below zero is reported, and a conflict is not claimed",
+        ),
+        "sham behaviour": (
+            any("sham" in capture.sets for capture in found),
+            "no twin of the safety numbers on a harmless deflection",
+        ),
+        "preconditioned geometry": (
+            any("preconditioned_gram" in capture.keys for capture in found),
+            "no Gram matrix after Adam's preconditioning in the captures",
+        ),
+        "single examples": (
+            any(capture.version > 1 for capture in found),
+            "the captures hold blocks of examples: no overlap, sufficiency or rarefaction",
+        ),
+        "ceiling of left spaces": (
+            any(key.startswith("half_phi/") for capture in found for key in capture.keys),
+            "no left spaces of disjoint halves in the captures, so no drift of the safety subspace is called",
+        ),
+    }
+    return {what: why for what, (measured, why) in missing.items() if not measured}
 
 
 def _some(names: Sequence[str]) -> str:

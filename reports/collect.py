@@ -17,7 +17,20 @@ from typing import Any
 from geomsafe import __version__
 from geomsafe.errors import RecordError
 from geomsafe.records import RunRecord, content_sha256, read_record, write_atomic
-from geomsafe.reports import arms, browser, caveats, claims, comparable, geometry, judging, progress, trust
+from geomsafe.reports import (
+    arms,
+    browser,
+    caveats,
+    claims,
+    comparable,
+    conflict_tables,
+    geometry,
+    judging,
+    progress,
+    spectrum_tables,
+    subspace_tables,
+    trust,
+)
 from geomsafe.reports.arms import Study, make_study
 from geomsafe.reports.columns import table
 from geomsafe.reports.runs import RunData, read_run, unfinished_cause
@@ -114,7 +127,7 @@ def _named(runs: Sequence[RunData]) -> dict[str, RunData]:
 
 
 def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
-    points, spectra = arms.point_rows(study), geometry.spectrum_rows(study)
+    points, spectra = arms.point_rows(study), spectrum_tables.spectrum_rows(study)
     return {
         name: table(title, note, keys, [_finite(row) for row in rows])
         for name, title, note, keys, rows in (
@@ -127,13 +140,25 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
             ("distances", "Distance per layer", "last iterates; L2 depends on the gauge",
              geometry.DISTANCES, geometry.distance_rows(study)),
             ("cosines", "Cosine of safety and utility gradients", "token-mean gradients; undefined where noise rules",
-             geometry.COSINES, geometry.cosine_rows(study)),
-            ("spectra", "Ranks of gradient matrices", "token-mean gradient of one weight; no nulls run",
-             geometry.SPECTRA, spectra),
-            ("ranks", "Ranks, medians", "medians over weight matrices and seeds; no nulls run",
-             geometry.RANKS, geometry.rank_rows(spectra)),
-            ("energy", "Cumulative energy", "quartiles over weight matrices; no nulls run",
-             geometry.ENERGY, geometry.energy_rows(study)),
+             conflict_tables.COSINES, conflict_tables.cosine_rows(study)),
+            ("spectra", "Ranks of gradient matrices", "token-mean gradient of one weight; read beside its nulls",
+             spectrum_tables.SPECTRA, spectra),
+            ("ranks", "Ranks, medians", "medians over weight matrices and seeds; read beside the nulls",
+             spectrum_tables.RANKS, spectrum_tables.rank_rows(spectra)),
+            ("energy", "Cumulative energy", "quartiles over weight matrices; read beside the nulls",
+             spectrum_tables.ENERGY, spectrum_tables.energy_rows(study)),
+            ("excess", "Excess energy over nulls", "quartiles over weight matrices; equal example counts only",
+             spectrum_tables.EXCESS, spectrum_tables.excess_rows(study)),
+            ("nulls", "Nulls and controls", "measured at the first and last capture; a reason = not comparable",
+             spectrum_tables.NULLS, spectrum_tables.null_rows(study)),
+            ("rarefaction", "Ranks over the number of examples", "whole model; one example a cluster",
+             spectrum_tables.RAREFACTION, spectrum_tables.rarefaction_rows(study)),
+            ("overlaps", "Overlap of subspaces", "two kinds of subspace, named in each row; never read at one k",
+             subspace_tables.OVERLAPS, subspace_tables.overlap_rows(study)),
+            ("shares", "Shares of displacement and update", "in left spaces; controls beside safety",
+             subspace_tables.SHARES, subspace_tables.share_rows(study)),
+            ("singles", "Single examples", "each left out of the batch it is compared with, cluster and all",
+             subspace_tables.SINGLES, subspace_tables.single_rows(study)),
             ("probes", "Probes over steps", "last iterates, on fixed probe sets",
              geometry.PROBES, geometry.probe_rows(study)),
             ("training", "Training steps", "every n-th step of runs longer than 500",

@@ -9,8 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from geomsafe.reports.figures import GREY, MOST_PANELS, Figure, Look, cell, colorbar, looks, panels, styled
+from geomsafe.reports.figures_series import SET_COLOURS, places
 
 Cells = dict[tuple[str, int], list[dict[str, Any]]]
+
+_COSINE_SCALE = {"colorscale": "RdBu", "cmin": -1, "cmid": 0, "cmax": 1, "colorbar": colorbar("cosine")}
 
 
 def distance_figure(analysis: dict[str, Any]) -> Figure:
@@ -57,62 +60,99 @@ def distance_figure(analysis: dict[str, Any]) -> Figure:
     return Figure(**_noted(frame, left_out), plot=plot)
 
 
-def cosine_figure(analysis: dict[str, Any]) -> Figure:
+def cosine_figure(analysis: dict[str, Any], space: str = "raw") -> Figure:
     """Return the plot of the cosine of safety and utility gradients of each layer over steps, one panel an arm."""
+    plain = space == "raw"
     frame: dict[str, Any] = {
-        "id": "cosines",
-        "title": "Do safety and utility gradients oppose each other?",
+        "id": "cosines" if plain else "cosines-preconditioned",
+        "title": (
+            "Do safety and utility gradients oppose each other?"
+            if plain
+            else "And after Adam's preconditioning, in the space of updates?"
+        ),
         "how": (
             "One panel an arm, mean over seeds. Red = the gradients oppose each other (cosine below 0), blue = they "
-            "agree, grey = undefined: the noise of the probe set hides a gradient's length in some seed. A dot marks "
-            "cells below 0 in every seed after correction over layers. Hover: interval, noise floor, raw cosine."
+            "agree, blank = undefined: the noise of the probe set hides a gradient's length in some seed. A dot marks "
+            "cells below 0 in every seed after correction over layers, a diamond those that are also below the benign "
+            "anchor's cosine: a conflict. Hover: interval, noise floor, raw cosine, anchor."
+            if plain
+            else "As above with ⟨g_u, P g_s⟩, P = 1 / (√v̂ + ε) read from the optimizer: what opposes before Adam need "
+            "not after. There is no P at step 0."
         ),
-        "limitation": "No benign anchor was run, so a dot shows opposition, not that it is special to safety.",
+        "limitation": _anchored(analysis, space),
         "tables": ["cosines"],
     }
-    rows = analysis["tables"]["cosines"]["rows"]
+    rows = [
+        row
+        for row in analysis["tables"]["cosines"]["rows"]
+        if (row["gradient_space"], row["grouping"], row["set"]) == (space, "layer", "safety")
+    ]
     arms, left_out = _panelled(analysis, rows)
     if not arms:
-        return Figure(**frame, plot=None, missing="not run: no captures with both probe sets")
+        missing = "both probe sets" if plain else "Adam's state"
+        return Figure(**frame, plot=None, missing=f"not run: no captures with {missing}")
     plot, height = panels([look.name for look in arms], _columns(arms), 210)
-
-    def value(cells: list[dict[str, Any]]) -> float | None:
-        found = [one["cosine"] for one in cells]
-        return None if any(one is None for one in found) else float(sum(found) / len(found))
-
-    def hover(cells: list[dict[str, Any]]) -> str:
-        lines = []
-        for one in cells:
-            raw = "–" if one["raw"] is None else f"{one['raw']:.2f}"
-            said = (
-                f"undefined: {one['reason']}"
-                if one["cosine"] is None
-                else f"{one['cosine']:.2f} [{one['low']:.2f}, {one['high']:.2f}], floor {one['floor']:.2f}"
-            )
-            lines.append(f"seed {one['seed']}: {said}, raw {raw}")
-        return "<br>".join(lines[:8])
 
     undefined = sum(row["cosine"] is None for row in rows)
     if undefined:
         frame["limitation"] += (
             f" {undefined} of {len(rows)} cosines are undefined; more probe examples (--probe-examples) define more."
         )
-    _add_heatmaps(plot, rows, arms, value, hover, lambda cells: "•" if all(one["negative"] for one in cells) else "")
-    styled(
-        plot,
-        height,
-        coloraxis={
-            "colorscale": "RdBu",
-            "cmin": -1,
-            "cmid": 0,
-            "cmax": 1,
-            "colorbar": colorbar("cosine"),
-        },
-        plot_bgcolor=GREY,
-    )
+    _add_heatmaps(plot, rows, arms, _mean_cosine, _said, _mark)
+    styled(plot, height, coloraxis=_COSINE_SCALE, plot_bgcolor=GREY)
     plot.update_xaxes(showgrid=False)
     plot.update_yaxes(showgrid=False)
     _label(plot)
+    return Figure(**_noted(frame, left_out), plot=plot)
+
+
+def kinds_figure(analysis: dict[str, Any]) -> Figure:
+    """Return the plot of the cosines by kind of module and in all, of safety and of its sham twin."""
+    frame: dict[str, Any] = {
+        "id": "cosines-kinds",
+        "title": "Which modules, and is it special to safety?",
+        "how": (
+            "The same cosine with utility by kind of module and for the whole model, at θ₀ and each arm's last step. "
+            "Columns: safety and its sham twin (a harmless behaviour learnt in the same way), raw and preconditioned. "
+            "Colours, dots and diamonds as above; where sham looks like safety, it is not about safety."
+        ),
+        "limitation": "Fused weights (qkv, gate_up) are one kind: their Gram cannot be taken apart.",
+        "tables": ["cosines"],
+    }
+    rows = [row for row in analysis["tables"]["cosines"]["rows"] if row["grouping"] != "layer"]
+    found, left_out = places(analysis, rows)
+    if not found:
+        return Figure(**frame, plot=None, missing="not run: no captures with both probe sets")
+    columns = len(found) if len(found) <= 4 else 3
+    labels = list(dict.fromkeys(row["layer"] for row in rows))
+    plot, height = panels([place.title for place in found], columns, 60 + 22 * len(labels))
+    for index, place in enumerate(found):
+        cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            if place.belongs(row):
+                short = row["set"] if row["gradient_space"] == "raw" else f"{row['set']}, Adam"
+                cells.setdefault((row["layer"], short), []).append(row)
+        across = sorted({short for _, short in cells}, key=lambda one: (one.endswith("Adam"), one))
+        plot.add_trace(
+            go.Heatmap(
+                x=across,
+                y=[label if label != "all" else "whole model" for label in labels],
+                z=[[_mean_cosine(cells.get((label, one), [])) for one in across] for label in labels],
+                text=[[_mark(cells.get((label, one), [])) for one in across] for label in labels],
+                texttemplate="%{text}",
+                textfont={"size": 13, "color": "#1f2430"},
+                customdata=[[_said(cells.get((label, one), [])) for one in across] for label in labels],
+                hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
+                coloraxis="coloraxis",
+                xgap=1,
+                ygap=1,
+                hoverongaps=True,
+            ),
+            **cell(index, columns),
+        )
+    styled(plot, height, coloraxis=_COSINE_SCALE, plot_bgcolor=GREY, margin={"l": 92, "r": 24, "t": 36, "b": 56})
+    plot.update_xaxes(showgrid=False, type="category")
+    plot.update_yaxes(showgrid=False, ticks="", autorange="reversed")
     return Figure(**_noted(frame, left_out), plot=plot)
 
 
@@ -123,9 +163,14 @@ def spectrum_figure(analysis: dict[str, Any]) -> Figure:
         "title": "How many directions do the gradients use?",
         "how": (
             "Share of a gradient matrix' energy in its k strongest directions, median over weight matrices and mean "
-            "over seeds. Solid = safety, dashed = utility. A curve that rises at once is a gradient of few directions."
+            "over seeds. Solid = safety, dashed = utility, thin = nulls and controls at θ₀. A curve that rises at once "
+            "is a gradient of few directions, and short texts and untrained models give such curves too."
         ),
-        "limitation": "No nulls were run: an untrained model and short texts give steep curves too.",
+        "limitation": (
+            "CER alone is no evidence: read it against the nulls, below."
+            if any(row["set"] not in {"safety", "utility"} for row in analysis["tables"]["energy"]["rows"])
+            else "No nulls were run: an untrained model and short texts give steep curves too."
+        ),
         "tables": ["energy", "ranks", "spectra"],
     }
     rows = analysis["tables"]["energy"]["rows"]
@@ -141,12 +186,12 @@ def spectrum_figure(analysis: dict[str, Any]) -> Figure:
                 # At step 0 all runs have one model: drawn once, in black.
                 if panel == 0 and (panel, kind) in drawn:
                     continue
-                curve = _mean_curve([row for row in mine if row["step"] in steps and row["set"] == kind])
+                k, curve = _mean_curve([row for row in mine if row["step"] in steps and row["set"] == kind])
                 if curve:
                     drawn.add((panel, kind))
                     plot.add_trace(
                         go.Scatter(
-                            x=list(range(1, len(curve) + 1)),
+                            x=k,
                             y=[100 * one for one in curve],
                             mode="lines",
                             line={"color": look.colour if panel else "#1f2430", "dash": dash, "width": 2},
@@ -158,8 +203,18 @@ def spectrum_figure(analysis: dict[str, Any]) -> Figure:
                         ),
                         **cell(panel, 2),
                     )
-    styled(plot, height, margin={"l": 64, "r": 24, "t": 110, "b": 56})
-    plot.update_layout(legend_y=1.14)
+    for null in dict.fromkeys(row["set"] for row in rows if row["set"] not in {"safety", "utility"}):
+        k, curve = _mean_curve([row for row in rows if row["set"] == null and row["step"] == 0])
+        plot.add_trace(
+            go.Scatter(
+                x=k, y=[100 * one for one in curve], mode="lines", name=null,
+                line={"color": SET_COLOURS.get(null, "#68707d"), "width": 1.2},
+                hovertemplate=f"{null}, k = %{{x}}: %{{y:.1f}} %<extra>θ₀</extra>",
+            ),
+            **cell(0, 2),
+        )  # fmt: skip
+    styled(plot, height + 20, margin={"l": 64, "r": 24, "t": 130, "b": 56})
+    plot.update_layout(legend_y=1.16)
     plot.update_xaxes(title_text="k, number of directions", range=[0.5, 32.5])
     plot.update_yaxes(range=[0, 103])
     plot.update_yaxes(title_text="CER(k), energy (%)", col=1)
@@ -170,11 +225,47 @@ def _columns(arms: Sequence[Look]) -> int:
     return 4 if len(arms) == 4 else min(3, len(arms))
 
 
-def _mean_curve(rows: Sequence[dict[str, Any]]) -> list[float]:
+def _mean_cosine(cells: list[dict[str, Any]]) -> float | None:
+    found = [one["cosine"] for one in cells]
+    return None if not found or any(one is None for one in found) else float(sum(found) / len(found))
+
+
+def _mark(cells: list[dict[str, Any]]) -> str:
+    if not cells:
+        return ""
+    if all(one["claimed"] for one in cells):
+        return "◆"
+    return "•" if all(one["negative"] for one in cells) else ""
+
+
+def _said(cells: list[dict[str, Any]]) -> str:
+    lines = []
+    for one in cells:
+        raw = "–" if one["raw"] is None else f"{one['raw']:.2f}"
+        said = (
+            f"undefined: {one['reason']}"
+            if one["cosine"] is None
+            else f"{one['cosine']:.2f} [{one['low']:.2f}, {one['high']:.2f}], floor {one['floor']:.2f}"
+        )
+        anchor = "" if one["anchor_cosine"] is None else f", anchor {one['anchor_cosine']:.2f}"
+        lines.append(f"seed {one['seed']}: {said}, raw {raw}{anchor}")
+    return "<br>".join(lines[:8])
+
+
+def _anchored(analysis: dict[str, Any], space: str) -> str:
+    rows = [row for row in analysis["tables"]["cosines"]["rows"] if row["gradient_space"] == space]
+    steps = sorted({row["step"] for row in rows if row["claimed"] is not None})
+    if not steps:
+        return "No benign anchor was run, so a dot shows opposition, not that it is special to safety."
+    where = ", ".join(map(str, steps[:4]))
+    return f"The benign anchor was measured at steps {where} only: a conflict can be claimed at no other."
+
+
+def _mean_curve(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:
     by_k: dict[int, list[float]] = {}
     for row in rows:
         by_k.setdefault(row["k"], []).append(row["median"])
-    return [sum(by_k[k]) / len(by_k[k]) for k in sorted(by_k)]
+    return sorted(by_k), [sum(by_k[k]) / len(by_k[k]) for k in sorted(by_k)]
 
 
 def _panelled(analysis: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[list[Look], int]:

@@ -42,11 +42,12 @@ def displacement_figure(analysis: dict[str, Any]) -> Figure:
         analysis,
         {
             "id": "probes",
-            "title": "Does the displacement point towards less safety?",
+            "title": "Do displacement and update point towards less safety?",
             "how": (
-                "Left: inner product of the displacement θ − θ₀ with the safety gradient at that step; above 0 = less "
-                "safe, to first order. Middle: the safety loss that was gained. Right: as the left one, with the "
-                "utility gradient; below 0 = more useful."
+                "Inner products of the displacement θ − θ₀ and of the last update with the safety gradient at that "
+                "step (above 0 = less safe, to first order) and with the utility gradient (below 0 = more useful). "
+                "The update is what Adam made of the gradient, momentum included. Beside them the safety loss that "
+                "was gained, and how far the safety gradient turned (cosine to that of step 0, from sketches)."
             ),
             "limitation": "First order only: θ₀ lies near a minimum of the safety loss, where curvature counts.",
             "tables": ["probes"],
@@ -55,6 +56,9 @@ def displacement_figure(analysis: dict[str, Any]) -> Figure:
             ("probes", "dot_safety", "⟨displacement, safety gradient⟩", "nats per token"),
             ("probes", "safety_change", "change of the safety loss", "nats per token"),
             ("probes", "dot_utility", "⟨displacement, utility gradient⟩", "nats per token"),
+            ("probes", "update_dot_safety", "⟨update, safety gradient⟩", "nats per token"),
+            ("probes", "safety_turn", "safety gradient, cosine to step 0", "cosine"),
+            ("probes", "update_dot_utility", "⟨update, utility gradient⟩", "nats per token"),
         ],
         "not run: no captures with gradients",
     )
@@ -69,7 +73,7 @@ def _curves(analysis: dict[str, Any], frame: dict[str, Any], wanted: Sequence[Pa
     ]
     if not present:
         return Figure(**frame, plot=None, missing=missing)
-    columns = len(present) if len(present) < 4 else 2
+    columns = len(present) if len(present) < 4 else 2 if len(present) == 4 else 3
     plot, height = panels([title for _, _, title, _ in present], columns, 250, shared=False)
     found = looks(analysis)
     named: set[str] = set()
@@ -96,7 +100,7 @@ def _curves(analysis: dict[str, Any], frame: dict[str, Any], wanted: Sequence[Pa
             )
             named.add(arm)
         plot.update_yaxes(title_text=axis, **cell(index, columns))
-        if key.startswith("dot") or key == "safety_change":
+        if "dot_" in key or key == "safety_change":
             plot.add_hline(y=0, line={"width": 1, "color": "#1f2430"}, **cell(index, columns))
     styled(plot, height + 20, margin={"l": 64, "r": 24, "t": 90, "b": 56})
     plot.update_layout(legend_y=1.1 if height > 450 else 1.18)

@@ -14,7 +14,15 @@ from geomsafe.records import write_atomic
 from geomsafe.reports import wording
 from geomsafe.reports.figures import Figure, looks
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
-from geomsafe.reports.figures_geometry import cosine_figure, distance_figure, spectrum_figure
+from geomsafe.reports.figures_geometry import cosine_figure, distance_figure, kinds_figure, spectrum_figure
+from geomsafe.reports.figures_subspaces import (
+    excess_figure,
+    overlap_figure,
+    rarefaction_figure,
+    share_figure,
+    share_steps_figure,
+    sufficiency_figure,
+)
 from geomsafe.reports.figures_training import displacement_figure, training_figure
 
 MOST_ROWS = 8
@@ -66,12 +74,22 @@ def render(analysis: dict[str, Any]) -> str:
         rates_figure(analysis),
         distance_figure(analysis),
         cosine_figure(analysis),
+        cosine_figure(analysis, "preconditioned"),
+        kinds_figure(analysis),
         spectrum_figure(analysis),
+        excess_figure(analysis),
+        rarefaction_figure(analysis),
+        overlap_figure(analysis, "example_span"),
+        overlap_figure(analysis, "left_space"),
+        share_figure(analysis),
+        share_steps_figure(analysis),
+        sufficiency_figure(analysis),
         training_figure(analysis),
         displacement_figure(analysis),
     ]
     # The page carries the analysis once, for downloads; answers and settings stand in its text.
     carried = {key: value for key, value in analysis.items() if key not in {"completions", "configs", "provenance"}}
+    carried["tables"] = {name: _columnar(one) for name, one in analysis["tables"].items()}
     return environment.get_template("report.html.j2").render(
         analysis=analysis,
         tables=analysis["tables"],
@@ -105,6 +123,12 @@ def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     chosen = {row["key"]: None for row in ranked if row["key"] not in repeats}
     kept = set(list(chosen)[:MOST_ROWS])
     return [row for row in rows if row["key"] in kept]
+
+
+def _columnar(table: dict[str, Any]) -> dict[str, Any]:
+    # Rows as lists: column names in every row would be most of the page.
+    keys = [column["key"] for column in table["columns"]]
+    return {"columns": keys, "rows": [[row[key] for key in keys] for row in table["rows"]]}
 
 
 def _embedded(value: Any) -> Markup:

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from geomsafe.analyses.pairing import Method
 from geomsafe.analyses.pairing import Run as PairedRun
 from geomsafe.errors import RecordError
 from geomsafe.records import Evaluation, RunRecord, read_jsonl, read_record
-
-CAPTURE_SCHEMA = "geomsafe.capture/1"
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What the probes measured at one step; arrays by name as in the file, `parameters` numbers in all tensors."""
-
-    step: int
-    names: list[str]
-    parameters: int
-    prompt_ids: list[str]
-    block_examples: float | None
-    arrays: dict[str, NDArray[np.float64]]
-
-    def get(self, name: str) -> NDArray[np.float64] | None:
-        """Return an array, or None where the probe set was not measured."""
-        return self.arrays.get(name)
+from geomsafe.reports.captures import Capture, read_capture
 
 
 @dataclass(frozen=True)
@@ -113,44 +90,3 @@ def unfinished_cause(record: RunRecord) -> str:
     where = [f"step {record.failure.step}"] if record.failure.step is not None else []
     where += [f"layer {record.failure.layer}"] if record.failure.layer else []
     return record.failure.cause + (f" ({', '.join(where)})" if where else "")
-
-
-def read_capture(path: Path) -> Capture:
-    """Read one capture file.
-
-    Args:
-        path: captures/step-000120.safetensors.
-
-    Returns:
-        The capture; bfloat16 is not used in captures, all arrays come as float64.
-
-    Raises:
-        RecordError: the file is broken or of another schema.
-    """
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            metadata = stream.metadata() or {}
-            arrays = {name: np.asarray(stream.get_tensor(name), dtype=np.float64) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RecordError(f"capture '{path}' cannot be read: {error}") from None
-    schema = metadata.get("schema")
-    if schema != CAPTURE_SCHEMA:
-        raise RecordError(f"capture '{path}' has schema {schema!r}, this geomsafe reads '{CAPTURE_SCHEMA}'")
-    if metadata.get("convention") != "token-sum":
-        raise RecordError(f"capture '{path}' has convention {metadata.get('convention')!r}, expected 'token-sum'")
-    examples = json.loads(metadata.get("block_examples", "null"))
-    return Capture(
-        int(metadata["step"]),
-        json.loads(metadata["parameters"]),
-        sum(math.prod(shape) for shape in json.loads(metadata["shapes"])),
-        json.loads(metadata.get("prompt_ids", "[]")),
-        _mean_examples(examples),
-        arrays,
-    )
-
-
-def _mean_examples(written: object) -> float | None:
-    flat = np.asarray(written, dtype=np.float64).reshape(-1) if isinstance(written, list) and written else None
-    if isinstance(written, dict):
-        flat = np.concatenate([np.asarray(value, dtype=np.float64).reshape(-1) for value in written.values()])
-    return float(flat.mean()) if flat is not None else None

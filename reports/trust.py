@@ -16,6 +16,7 @@ KAPPA = (0.8, 0.6)
 # Matching on L2 within 2 % is what "matched" means; beyond 10 % it is another place.
 MISMATCH = (0.02, 0.10)
 PROXY = 0.9
+WANTED_NULLS = ("untrained", "random-tokens", "benign-length", "loss-matched", "sham", "benign")
 
 
 def make_trust(study: Study, tables: dict[str, Any]) -> list[Light]:
@@ -29,13 +30,13 @@ def make_trust(study: Study, tables: dict[str, Any]) -> list[Light]:
         key, title, state (green, amber, red or grey), detail and the section it links to.
     """
     return [
-        _light("gradient", "Gradient against autograd", "grey", "not run here; the package's tests do it", "cosines"),
+        _gradient(study),
         _captured(study),
         _mismatch(study, tables["arms"]["rows"]),
         _proxy(study, tables),
         _judges(tables["judges"]["rows"]),
         _seeds(study, tables["arms"]["rows"]),
-        _light("nulls", "Nulls for spectra and conflict", "grey", "not run: untrained, benign anchor, sham", "spectra"),
+        _nulls(study, tables),
         _rerun(study),
         _light("kl", "Drift as KL", "grey", "not run: distance is L2 in weights only", "drift"),
     ]  # fmt: skip
@@ -43,6 +44,40 @@ def make_trust(study: Study, tables: dict[str, Any]) -> list[Light]:
 
 def _light(key: str, title: str, state: str, detail: str, section: str) -> Light:
     return {"key": key, "title": title, "state": state, "detail": detail, "section": section}
+
+
+def _gradient(study: Study) -> Light:
+    # Written by a check of hooks against autograd on the user's own model.
+    title = "Gradient against autograd"
+    checks = [run.record.provenance.get("checks", {}).get("gradients") for run in study.runs.values()]
+    found = [one for one in checks if isinstance(one, dict) and {"relative_error", "tolerance"} <= set(one)]
+    if not found:
+        return _light("gradient", title, "grey", "not run here; the package's tests do it", "cosines")
+    worst = max(float(one["relative_error"]) for one in found)
+    failed = any(float(one["relative_error"]) > float(one["tolerance"]) for one in found)
+    state = "red" if failed else "green" if len(found) == len(checks) else "amber"
+    detail = f"relative error {worst:.1e} at most, in {len(found)} of {plural(len(checks), 'run')}"
+    return _light("gradient", title, state, detail, "cosines")
+
+
+def _nulls(study: Study, tables: dict[str, Any]) -> Light:
+    title = "Nulls for spectra and conflict"
+    rows = tables["nulls"]["rows"]
+    usable = {(row["run"], row["null"]) for row in rows if row["reason"] is None and row["matrices"]}
+    anchored = {row["run"] for row in tables["cosines"]["rows"] if row["claimed"] is not None}
+    measured = sorted({null for _, null in usable})
+    if not usable and not anchored:
+        why = (
+            f"not comparable: {rows[0]['reason']}" if rows else "not run: untrained, random tokens, benign anchor, sham"
+        )
+        return _light("nulls", title, "grey", why, "excess")
+    missing = [null for null in WANTED_NULLS if any((run, null) not in usable for run in study.runs)]
+    missing += ["anchor for conflict"] if len(anchored) < len(study.runs) else []
+    if not missing:
+        return _light("nulls", title, "green", f"{', '.join(measured)}; equal counts in every run", "excess")
+    return _light(
+        "nulls", title, "amber", f"{', '.join(measured) or 'anchor'}; not in every run: {', '.join(missing)}", "excess"
+    )
 
 
 def _captured(study: Study) -> Light:

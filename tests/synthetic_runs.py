@@ -6,14 +6,13 @@ other in the middle layers; an EMA fed back every step is its lr-matched control
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from synthetic_captures import BLOCKS, PROBES, Moment, names, write_blocks, write_examples
 
 from geomsafe.records import (
     Evaluation,
@@ -25,7 +24,6 @@ from geomsafe.records import (
     write_record,
 )
 
-LAYERS, WIDTH, BLOCKS, PROBES = 4, 24, 8, 32
 SUITES = {"harmful": "harmful", "look-alike": "look-alike", "utility": "downstream-neutral-test", "retained": "benign"}
 HOSTILE = "<script>document.title = 'owned'</script> & <b>bold</b>"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -33,7 +31,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 @dataclass(frozen=True)
 class Spec:
-    """One run: `distance` is what it reaches at its last step."""
+    """One run; `schema` is that of its captures, `nulls` whether the control sets were measured."""
 
     name: str
     seed: int = 0
@@ -42,17 +40,9 @@ class Spec:
     steps: int = 60
     prompts: int = 90
     failure: Failure | None = None
+    schema: int = 1
+    nulls: bool = True
     overrides: dict[str, Any] = field(default_factory=dict)
-
-
-def names() -> dict[str, tuple[int, ...]]:
-    """Return parameter names and shapes of a small Llama."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (64, WIDTH)}
-    for layer in range(LAYERS):
-        for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"):
-            shapes[f"model.layers.{layer}.{part}.weight"] = (WIDTH, WIDTH)
-        shapes[f"model.layers.{layer}.input_layernorm.weight"] = (WIDTH,)
-    return shapes | {"model.norm.weight": (WIDTH,)}
 
 
 def effective_lr(spec: Spec) -> float:
@@ -65,7 +55,7 @@ def distance_at(spec: Spec, step: int) -> float:
     return 4000 * effective_lr(spec) * math.sqrt(step) / math.sqrt(60) * (1 + 0.02 * spec.seed)
 
 
-def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), prompts: int = 90) -> list[Path]:
+def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), prompts: int = 90, schema: int = 1) -> list[Path]:
     """Write careless and careful baselines, EMA shadow and feedback, and the lr-matched control."""
     arms: list[tuple[str, float, tuple[str, ...]]] = [
         ("careless", 1e-3, ()),
@@ -75,7 +65,7 @@ def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), prompts: int =
         ("lr-matched", 2.5e-4, ()),
     ]
     return [
-        write_run(folder, Spec(f"{name}-s{seed}", seed, lr, methods, prompts=prompts))
+        write_run(folder, Spec(f"{name}-s{seed}", seed, lr, methods, prompts=prompts, schema=schema))
         for name, lr, methods in arms
         for seed in seeds
     ]
@@ -86,7 +76,7 @@ def write_run(folder: Path, spec: Spec) -> Path:
     run = folder / spec.name
     steps = _steps(spec)
     write_jsonl(run / "steps.jsonl", steps)
-    for step in (0, 1, 2, 4, 8, 16, 32, spec.steps):
+    for step in (0, 1, 4, 16, spec.steps):
         _write_capture(run / "captures" / f"step-{step:06d}.safetensors", spec, step)
     distances = {"theta_0": 0.0, "step-000016": distance_at(spec, 16), "final": distance_at(spec, spec.steps)}
     if any("shadow" in method for method in spec.methods):
@@ -174,59 +164,10 @@ def _steps(spec: Spec) -> list[dict[str, Any]]:
 
 
 def _write_capture(path: Path, spec: Spec, step: int) -> None:
-    shapes = names()
-    at = distance_at(spec, step)
-    rng = np.random.default_rng([spec.seed, step, round(effective_lr(spec) * 1e7)])
-    safety_tokens, utility_tokens = rng.integers(20, 60, BLOCKS), rng.integers(80, 200, BLOCKS)
-    grams = np.zeros((len(shapes), 2 * BLOCKS, 2 * BLOCKS))
-    tensors: dict[str, np.ndarray] = {}
-    for index, (name, shape) in enumerate(shapes.items()):
-        size = int(np.prod(shape))
-        layer = int(name.split(".")[2]) if ".layers." in name else None
-        basis, _ = np.linalg.qr(rng.normal(size=(size, 2)))
-        cosine = {0: 0.05, 1: -0.35, 2: -0.45, 3: -0.1}.get(layer if layer is not None else -1, 0.0)
-        safety = basis[:, 0] * (0.1 + 0.1 * at)
-        utility = cosine * basis[:, 0] + math.sqrt(1 - cosine**2) * basis[:, 1]
-        noisy = 6.0 if layer is None else 0.8
-        stacked = np.array(
-            [n * safety + noisy * 0.15 * math.sqrt(40 * n / size) * rng.normal(size=size) for n in safety_tokens]
-            + [n * utility + noisy * math.sqrt(120 * n / size) * rng.normal(size=size) for n in utility_tokens]
-        )
-        grams[index] = stacked @ stacked.T
-        if len(shape) == 2 and step in {0, spec.steps}:
-            ranks = np.arange(1, min(shape) + 1)
-            tensors[f"safety_singular_values/{name}"] = (
-                np.exp(-ranks / 1.5) * (1 + 0.1 * rng.random(len(ranks)))
-            ).astype("f4")
-            tensors[f"utility_singular_values/{name}"] = np.exp(-ranks / 5.0).astype("f4")
-    count = len(shapes)
-    share = np.sqrt(rng.dirichlet(np.full(count, 30.0)))
-    margin = rng.normal(4.0 - 0.9 * at, 1.5, PROBES)
-    tensors |= {
-        "block_gram": grams,
-        "safety_tokens": safety_tokens.astype(np.float64),
-        "utility_tokens": utility_tokens.astype(np.float64),
-        "parameter_norm": np.full(count, 40 / math.sqrt(count)),
-        "displacement_norm": at * share,
-        "displacement_dot_safety": 0.02 * at**2 * share**2,
-        "displacement_dot_utility": -0.03 * at * share**2,
-        "safety_loss": np.array(0.05 + 0.15 * at**2),
-        "utility_loss": np.array(1.5 * math.exp(-at)),
-        "refusal_nll": np.logaddexp(0, -margin),
-        "refusal_margin": margin,
-        "refusal_log_odds": margin - 0.5,
-    }
-    metadata = {
-        "schema": "geomsafe.capture/1",
-        "step": str(step),
-        "parameters": json.dumps(list(shapes)),
-        "shapes": json.dumps([list(shape) for shape in shapes.values()]),
-        "convention": "token-sum",
-        "prompt_ids": json.dumps([f"probe{index:011x}" for index in range(PROBES)]),
-        "block_examples": json.dumps([PROBES // BLOCKS] * (2 * BLOCKS)),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
+    seed = spec.seed + 1000 * round(effective_lr(spec) * 1e7)
+    before = distance_at(spec, max(0, step - 1))
+    moment = Moment(step, step == spec.steps, distance_at(spec, step), before, seed, spec.nulls)
+    (write_blocks if spec.schema == 1 else write_examples)(path, moment)
 
 
 def _evaluate(run: Path, spec: Spec, weights: str, kind: str, at: float) -> Evaluation:

@@ -22,7 +22,10 @@ BROWSER = next(
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed"
 )
-FIGURES = ["drift", "rates", "distances", "cosines", "spectra", "training", "probes"]
+FIGURES = [
+    "drift", "rates", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
+    "rarefaction", "overlaps", "left-overlaps", "shares", "shares-steps", "singles", "probes", "training",
+]  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -84,7 +87,7 @@ def open_page(page: Path, profile: Path) -> str:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("browser")
-    page = analyze(write_study(folder / "runs", seeds=(0, 1), prompts=30), folder / "report")
+    page = analyze(write_study(folder / "runs", seeds=(0, 1), prompts=30, schema=2), folder / "report")
     return page, json.loads((folder / "report" / "analysis.json").read_text(encoding="utf-8"))
 
 

@@ -80,7 +80,7 @@ def test_the_verdict_says_its_strength_and_scope(study: tuple[list[Path], dict[s
 
 def test_grey_is_shown_and_not_run_is_listed(study: tuple[list[Path], dict[str, Any], Path]) -> None:
     lights = {light["key"]: light["state"] for light in study[1]["trust"]}
-    assert lights["nulls"] == lights["rerun"] == lights["kl"] == "grey"
+    assert lights["gradient"] == lights["nulls"] == lights["rerun"] == lights["kl"] == "grey"
     assert lights["captured"] == lights["mismatch"] == "green"
     assert any("kl drift" in what for what in study[1]["not_run"])
 
@@ -89,7 +89,7 @@ def test_undefined_cosines_stay_undefined(study: tuple[list[Path], dict[str, Any
     rows = study[1]["tables"]["cosines"]["rows"]
     undefined = [row for row in rows if row["cosine"] is None]
     assert undefined and all(row["reason"] and row["floor"] is None for row in undefined)
-    opposed = [row for row in rows if row["layer"] == "2"]
+    opposed = [row for row in rows if (row["layer"], row["set"], row["gradient_space"]) == ("2", "safety", "raw")]
     assert all(row["cosine"] == pytest.approx(-0.45, abs=0.15) for row in opposed)
 
 

@@ -21,8 +21,7 @@ function csv(table) {
     const text = value === null ? "" : String(value);
     return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  const keys = table.columns.map((column) => column.key);
-  return [keys, ...table.rows.map((row) => keys.map((key) => row[key]))].map((row) => row.map(quote).join(",")).join("\n") + "\n";
+  return [table.columns, ...table.rows].map((row) => row.map(quote).join(",")).join("\n") + "\n";
 }
 
 async function picture(figure, format) {
