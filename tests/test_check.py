@@ -20,6 +20,7 @@ from torch import nn
 from geomsafe.config import make_config
 from geomsafe.gradients import gradient_gram, target_shapes
 from geomsafe.gradients.checking import (
+    check_curvature,
     check_determinism,
     check_engine,
     check_rows_apart,
@@ -183,6 +184,7 @@ def test_the_command_names_what_is_broken(
 def test_gradients_that_interact_fail_at_the_engine_alone(own_code: Callable[[str], Path], data: Path) -> None:
     report = check(settings_for(own_code("ClippingMLP"), data, trust_remote_code=True))
     assert [name for name, status in by_name(report).items() if status == "failed"] == ["engine"]
+    assert by_name(report)["curvature"] == "warning", "the identity's own function has no forward rule"
     assert "in 'model.layers." in next(finding.detail for finding in report.findings if finding.name == "engine")
 
 
@@ -205,8 +207,9 @@ def test_sound_models_pass(arch: str, dtype: torch.dtype) -> None:
         check_determinism(model, batch),
         check_rows_apart(model, batch),
         check_engine(model, batch, gradient_gram(model, batch, reduction="sum")),
+        check_curvature(model, batch),
     ]
-    assert [finding.status for finding in found] == ["ok"] * 4, found
+    assert [finding.status for finding in found] == ["ok"] * 5, found
 
 
 def test_a_mean_reduced_gram_is_not_a_sum_reduced_one() -> None:
@@ -232,6 +235,37 @@ def test_one_weight_off_is_named() -> None:
     assert "'model.layers.0.mlp.up_proj.weight'" in found.detail
 
 
+def test_a_wrong_second_derivative_is_seen() -> None:
+    """Negative control: a backward pass that reads what it saved as plain data."""
+
+    class Square(torch.autograd.Function):
+        generate_vmap_rule = False
+
+        @staticmethod
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return x**2
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * 2 * ctx.saved_tensors[0].data
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
+            return 2 * ctx.saved_tensors[0] * tangent
+
+    model = tiny_model(initializer_range=0.5)
+    assert check_curvature(model, padded(some_examples(2))).status == "ok"
+    model.model.layers[0].mlp.act_fn.forward = Square.apply
+    found = check_curvature(model, padded(some_examples(2)))
+    assert found.status == "warning"
+    assert "wrong second derivative" in found.detail
+
+
 def test_weights_that_share_memory_but_are_two() -> None:
     model = tiny_model("qwen2")
     assert check_ties(model).detail == "model.embed_tokens.weight = lm_head.weight"
@@ -251,6 +285,7 @@ def test_checks_leave_the_model_as_found() -> None:
     check_determinism(model, batch)
     check_rows_apart(model, batch)
     check_engine(model, batch, gradient_gram(model, batch, reduction="sum"))
+    check_curvature(model, batch)
     assert all(torch.equal(before[name], weight) and weight.grad is None for name, weight in model.named_parameters())
     assert flags == [module.training for module in model.modules()]
     assert torch.equal(state, torch.get_rng_state())

@@ -24,7 +24,9 @@ def run_cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["check", "--help"], ["organism", "path"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["check", "--help"], ["organism", "path"]]
+)
 def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
     probe = f"""
 import sys

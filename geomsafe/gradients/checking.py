@@ -1,8 +1,8 @@
 """Checks of a user's own model on a few of its rows, before hours are spent on it.
 
 What is covered: two passes give the same numbers; rows of a batch do not see each other; the engine's inner products
-equal those of plain autograd, row by row; which names share a weight. Where a check fails, the module at which two
-passes first part is named.
+equal those of plain autograd, row by row; a Hessian product is the same by both routes; which names share a weight.
+Where a check fails, the module at which two passes first part is named.
 
 What is not: whether the model is any good, and anything that only shows after many steps.
 """
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from geomsafe.data.encoding import IGNORED
+from geomsafe.errors import ModelError
+from geomsafe.gradients.curvature import hessian_vector
+from geomsafe.gradients.hessian import BACKWARD, FORWARD
 from geomsafe.gradients.losses import token_losses
 from geomsafe.gradients.products import row_dots
-from geomsafe.gradients.targets import gradient_targets
+from geomsafe.gradients.targets import gradient_targets, target_shapes
 from geomsafe.gradients.undisturbed import undisturbed
 from geomsafe.models import base_parameter_name
 
@@ -175,6 +178,42 @@ def _gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
         loss = token_losses(model, batch).losses.sum()
         found = torch.autograd.grad(loss, [*targets.values()], materialize_grads=True, allow_unused=True)
         return dict(zip(targets, found, strict=True))
+
+
+def check_curvature(model: Any, batch: Batch) -> Finding:
+    """Take one Hessian product by both routes, over one weight and the first row.
+
+    Forward mode runs an operation's own forward rule and derives its backward pass; double backward only the latter.
+    What a backward pass hides from both, by `detach()`, is not seen here.
+
+    Args:
+        model: a causal LM, or a peft model; left as found.
+        batch: a few rows; the first is used.
+
+    Returns:
+        The finding: never failed, since nothing but curvature depends on it. The weight is the first matrix behind
+        the embedding, below everything that a backward pass goes through.
+    """
+    row = _row(batch, 0)
+    shapes = target_shapes(model)
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    name = (matrices[1:] or matrices or [*shapes])[0]
+    generator = torch.Generator().manual_seed(0)
+    direction = {name: torch.randn(shapes[name], generator=generator)}
+    try:
+        found = hessian_vector(model, row, direction, parameters=[name])
+        again = hessian_vector(model, row, direction, parameters=[name], route=BACKWARD)
+    except ModelError as error:
+        return Finding("curvature", "warning", str(error))
+    if found.route == BACKWARD:
+        return Finding("curvature", "warning", f"by {BACKWARD}, since forward mode fails with {found.reason}")
+    apart = _error(found[name], again[name])
+    said = f"products by {FORWARD} and by {BACKWARD} differ by {apart:.1e} in '{name}'"
+    if apart <= 10 * _rounding(model):
+        return Finding("curvature", "ok", said)
+    return Finding(
+        "curvature", "warning", f"{said}: an operation has a wrong second derivative, or the dtype is narrow"
+    )
 
 
 def check_ties(model: nn.Module) -> Finding:

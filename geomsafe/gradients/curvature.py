@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomsafe.gradients.hessian import Reduction, hessian_of, inner, wide
+from geomsafe.gradients.hessian import FORWARD, Reduction, hessian_of, inner, wide
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def hessian_vector(
     *,
     reduction: Reduction = "token-mean",
     parameters: str | Collection[str] | None = None,
+    route: str = FORWARD,
     batch_size: int | None = None,
     memory_budget: int | str = "2GiB",
 ) -> HessianVector:
@@ -107,6 +108,7 @@ def hessian_vector(
         direction: base name -> tensor of the parameter's shape; weights that it leaves out have u = 0.
         reduction: the set's loss, see `Reduction`.
         parameters: rows of H u to return: names, "factors", "all", by default what `gradient_targets` gives.
+        route: `FORWARD`, or `BACKWARD` to differentiate the gradient once more from the start.
         batch_size: examples in a sub-batch (default: what fits into the budget).
         memory_budget: bytes for activations, such as "2GiB"; one example is always taken.
 
@@ -115,6 +117,7 @@ def hessian_vector(
     """
     measured = parameters if parameters is None or isinstance(parameters, str) else {*parameters, *direction}
     with hessian_of(model, batch, measured, reduction, batch_size, memory_budget) as hessian:
+        hessian.take(route)
         wanted = hessian.chosen(parameters)
         names = hessian.chosen({*wanted, *hessian.checked(direction)})
         sums = {name: torch.zeros_like(hessian.targets[name], dtype=wide(hessian.targets[name])) for name in wanted}

@@ -74,6 +74,17 @@ class Hessian:
         one = saved_bytes(self._loss, lambda: self._at(self._placed(leaves), *self._part(0, 1)))
         return max(1, budget // max(1, _SECOND_ORDER * one))
 
+    def take(self, route: str) -> None:
+        """Choose the route.
+
+        Raises:
+            ConfigError: it is not known.
+        """
+        if route not in {FORWARD, BACKWARD}:
+            raise ConfigError(f"route '{route}' is not known: choose '{FORWARD}' or '{BACKWARD}'")
+        if route == BACKWARD:
+            self.route, self.reason = BACKWARD, "asked for"
+
     def split(self, size: int) -> None:
         """Take `size` examples together."""
         self._size = size

@@ -15,6 +15,7 @@ from geomsafe.gradients import GradientGram, gradient_gram, target_shapes
 from geomsafe.gradients.checking import (
     Finding,
     batch_gradients,
+    check_curvature,
     check_determinism,
     check_engine,
     check_rows_apart,
@@ -59,7 +60,7 @@ class CheckReport:
 def check(config: TrainConfig, *, rows: int = 4, progress: Progress | None = None) -> CheckReport:
     """Check that a model's gradients can be measured exactly, and estimate what a run costs.
 
-    Takes about 4 + rows^2 / 2 backward passes over single rows. Nothing is trained and nothing is written.
+    Takes about 8 + rows^2 / 2 backward passes over single rows. Nothing is trained and nothing is written.
 
     Args:
         config: the settings of the run, as `geomsafe train` takes them.
@@ -85,7 +86,7 @@ def _check(config: TrainConfig, rows: int, progress: Progress) -> CheckReport:
     encoded = encode_all(found, loaded.tokenizer, config.max_length, config.system_prompt)
     batch = collate(_spread(encoded, rows), loaded.tokenizer.pad_token_id or 0)
     count = len(batch["input_ids"])
-    steps = _Steps(progress, 7 + count * (count + 1) // 2)
+    steps = _Steps(progress, 9 + count * (count + 1) // 2)
     model = loaded.model
 
     findings = [check_ties(model)]
@@ -100,6 +101,8 @@ def _check(config: TrainConfig, rows: int, progress: Progress) -> CheckReport:
     steps.done("timing", 2)
     findings.append(check_engine(model, batch, gram, lambda: steps.done("autograd, row by row")))
     findings.append(_slow_path(gram))
+    findings.append(check_curvature(model, batch))
+    steps.done("curvature", 2)
     costs, limits = [], []
     for cost, limit in (
         memory_costs(config, loaded, measured),
