@@ -104,7 +104,6 @@ def test_single_experts_of_a_fused_weight(arch: str) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the output layer's input still hangs on the pass's graph")
 def test_factors_hold_no_graph() -> None:
     factors = gradient_factors(shared_model("llama"), padded(some_examples()))
     for name in factors.names:

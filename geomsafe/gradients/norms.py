@@ -63,7 +63,8 @@ def expanded_norms(model: nn.Module, watch: Watch) -> Iterator[None]:
 
 
 def _is_written_norm(module: nn.Module) -> bool:
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or "Norm" not in type(module).__name__:
+    # Of the norms in transformers it is known that the weight is multiplied in, element by element.
+    if "Norm" not in type(module).__name__ or not type(module).__module__.startswith("transformers."):
         return False
     held = {name: weight for name, weight in module._parameters.items() if weight is not None}
     return set(held) == {"weight"} and held["weight"].dim() == 1

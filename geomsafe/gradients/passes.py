@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from geomsafe.data.encoding import IGNORED
 from geomsafe.errors import DataError, TrainingError
@@ -23,6 +24,8 @@ from geomsafe.gradients.rules import Watching
 from geomsafe.gradients.undisturbed import undisturbed
 from geomsafe.gradients.uses import Dense, Use
 from geomsafe.gradients.watch import Layout, Watch, tag_positions
+
+KEYS = ("input_ids", "attention_mask", "labels")
 
 Take = Callable[[str, list[Use]], None]
 """Called once a weight, with all of its uses in the pass; none where the loss does not reach it."""
@@ -88,7 +91,8 @@ def _watched(
             total = losses.sum()
         watch.backward = True
         if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
+            # Not total.backward(), during which the mode would be off and recomputed layers unseen.
+            torch.autograd.backward(total)
     # A use whose output the loss does not depend on never comes back: what has come is all there is.
     for name in [name for name, uses in waiting.items() if uses and name not in watch.uncovered]:
         take(name, waiting.pop(name))
@@ -108,8 +112,14 @@ def layout_of(batch: Mapping[str, Tensor], device: torch.device) -> Layout:
 def _cut(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # What comes after the last target changes no loss: a causal model does not look ahead.
     columns = (batch["labels"][:, 1:] != IGNORED).any(dim=0).nonzero()
-    width = int(columns.max()) + 2 if len(columns) else batch["labels"].shape[1]
-    return {key: batch[key][:, :width] for key in ("input_ids", "attention_mask", "labels")}
+    examples, width = batch["labels"].shape
+    width = min(width, int(columns.max()) + 2)
+    cut = {key: batch[key][:, :width] for key in KEYS}
+    if width != examples:
+        return cut
+    # As many tokens as examples: one column of padding more, or tensors (tokens, examples, ..) look like the batch.
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+    return {key: pad(tensor, (0, 1), value=fill[key]) for key, tensor in cut.items()}
 
 
 @contextlib.contextmanager
@@ -197,7 +207,7 @@ def _loop(
     kept: list[list[Tensor]] = [[] for _ in weights]
     with only(model, weights):
         for row in range(len(batch["labels"])):
-            one = {key: batch[key][row : row + 1] for key in ("input_ids", "attention_mask", "labels")}
+            one = {key: batch[key][row : row + 1] for key in KEYS}
             total = token_losses(model, one).losses.sum()
             found = (
                 torch.autograd.grad(total, weights, allow_unused=True) if total.requires_grad else [None] * len(weights)
@@ -223,12 +233,12 @@ def check_batch(batch: Mapping[str, Tensor]) -> Tensor:
     Raises:
         DataError: the batch lacks a key, is empty, has unequal shapes or an example without target tokens.
     """
-    missing = sorted({"input_ids", "attention_mask", "labels"} - set(batch))
+    missing = sorted(set(KEYS) - set(batch))
     if missing:
         raise DataError(
             f"the batch has no '{missing[0]}': give input_ids, attention_mask and labels (examples, tokens)"
         )
-    shapes = {key: tuple(batch[key].shape) for key in ("input_ids", "attention_mask", "labels")}
+    shapes = {key: tuple(batch[key].shape) for key in KEYS}
     if len(set(shapes.values())) > 1 or len(shapes["labels"]) != 2:
         raise DataError(f"the batch's tensors have shapes {shapes}: all must be (examples, tokens)")
     if 0 in shapes["labels"]:

@@ -103,7 +103,7 @@ class Gram(Quantity):
             for piece in self.spill.read(self.setting):
                 self._fill(piece)
         scale = self.setting.scale
-        values = {name: gram * scale[:, None] * scale for name, gram in self.grams.items()}
+        values = {name: gram * torch.outer(scale, scale) for name, gram in self.grams.items()}
         routes = self.routes | dict.fromkeys(looped, "loop")
         return GradientGram(values, *common(self.setting, losses, looped), routes=routes)
 

@@ -69,7 +69,7 @@ class GradientGram(PerParameter):
     def with_reduction(self, reduction: str) -> GradientGram:
         """Return the same inner products under the other convention; nothing is measured again."""
         scale = self._scales(reduction)
-        values = {name: gram * scale[:, None] * scale for name, gram in self.by_name.items()}
+        values = {name: gram * torch.outer(scale, scale) for name, gram in self.by_name.items()}
         return replace(self, by_name=values, reduction=reduction)
 
 

@@ -84,7 +84,7 @@ def gram_of(
         routes.append(route)
     if total is None:
         raise ValueError("a weight without uses has no gradient to take products of")
-    return total, "+".join(sorted(set(routes)))
+    return _symmetric(total), "+".join(sorted(set(routes)))
 
 
 def pairs_cost(rows: int, height: int, width: int, shared: bool = False) -> float:
@@ -133,7 +133,7 @@ def _slices(group: Sequence[Use], height: int, width: int, metric: Tensor | None
         total = found if total is None else total.add_(found)
     if total is None:
         raise ValueError(f"a weight of {height} x {width} has no gradient to take products of")
-    return _symmetric(total)
+    return total
 
 
 def _pairs(group: Sequence[Use], shared: SharedProducts) -> Tensor:
@@ -164,7 +164,7 @@ def _within(use: Use, shared: SharedProducts) -> Tensor:
             total += found
             if first != second:
                 total += found.T
-    return _symmetric(total)
+    return total
 
 
 def _parts(rows: int) -> list[tuple[int, int]]:

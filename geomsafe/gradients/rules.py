@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, layer_norm, linear
+from torch.nn.functional import embedding, layer_norm, linear, rms_norm
 from torch.overrides import TorchFunctionMode
 
 from geomsafe.gradients.watch import ROWS, Pending, Watch, tag_positions
@@ -113,9 +113,25 @@ def _layer_norm(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str
         return None
     output = func(*args, **kwargs)
     per_example = len(positions) // watch.layout.examples
-    epsilon = 1e-5 if epsilon is None else epsilon
     pending = Pending(*names, "layer_norm", positions, per_example, shape=tuple(shape), epsilon=epsilon)
     return watch.see(output, read, pending)
+
+
+def _rms_norm(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    read, shape, weight, epsilon = _arguments(("input", "normalized_shape", "weight", "eps"), args, kwargs)
+    name = watch.name(weight)
+    positions = watch.layout.positions(read)
+    if name is None or positions is None or len(shape) != 1:
+        return None
+    output = func(*args, **kwargs)
+    per_example = len(positions) // watch.layout.examples
+    pending = Pending(name, None, "rms_norm", positions, per_example, shape=tuple(shape), epsilon=epsilon)
+    return watch.see(output, read, pending)
+
+
+def _selected(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    source, dim, index = _arguments(("input", "dim", "index"), args, kwargs)
+    return _rows(watch, func, args, kwargs, source, index) if dim == 0 and watch.name(source) is None else None
 
 
 def _picked(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -128,6 +144,13 @@ def _picked(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         part: Tensor = func(*args, **kwargs)
         watch.parts[id(part)] = (name, int(index), part)
         return part
+    return _rows(watch, func, args, kwargs, source, index)
+
+
+def _rows(
+    watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, index: Any
+) -> Tensor | None:
+    # Some rows of a flattened layer input: they remember the positions that they came from.
     if not isinstance(index, Tensor) or index.dim() != 1 or source.dim() != 2 or not source.is_floating_point():
         return None
     positions = watch.layout.positions(source)
@@ -142,6 +165,9 @@ _RULES: dict[Any, Callable[[Watch, Any, tuple[Any, ...], dict[str, Any]], Tensor
     torch.addmm: _addmm,
     embedding: _embedding,
     layer_norm: _layer_norm,
+    rms_norm: _rms_norm,
+    torch.index_select: _selected,
+    Tensor.index_select: _selected,
     Tensor.__getitem__: _picked,
     **dict.fromkeys(_PRODUCTS, _product),
 }

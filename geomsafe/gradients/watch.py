@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, rms_norm
 
 from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use
 
@@ -62,13 +62,13 @@ class Pending:
 
     weight: str | None
     bias: str | None
-    kind: str  # "linear", "product", "embedding", "layer_norm"
+    kind: str  # "linear", "product", "embedding", "layer_norm", "rms_norm"
     positions: Tensor
     per_example: int  # rows of one example where positions are plain, else 0
     index: int | None = None
     size: int = 0  # rows of an embedding's table
     shape: tuple[int, ...] = ()  # normalised shape
-    epsilon: float = 0.0
+    epsilon: float | None = None
     skipped: int | None = None  # padding_idx
 
 
@@ -79,7 +79,9 @@ class _Seen(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, read: Tensor, watch: Watch, pending: Pending) -> Tensor:
         ctx.save_for_backward(read)
         ctx.watch, ctx.pending = watch, pending
-        return output.view_as(output)
+        # Handed on as the same tensor and not as a view of it, which a model may not change in place.
+        ctx.mark_dirty(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -116,7 +118,8 @@ class Watch:
         """Return the output of a call that used measured weights, watched."""
         self.expect(pending.weight, pending.bias)
         if not output.requires_grad:
-            output = output.detach().requires_grad_()
+            # The first measured layer: the backward pass ends here.
+            output = output.detach().requires_grad_().clone()
         seen: Tensor = _Seen.apply(output, read, self, pending)  # type: ignore[no-untyped-call]
         return seen
 
@@ -124,13 +127,13 @@ class Watch:
         """Turn one call's input and output gradient into uses, and hand them on."""
         # The watching mode may be on, for recomputed layers; what happens here is not the model's.
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            for name, use in self._uses(pending, read, gradient.detach()):
+            for name, use in self._uses(pending, read.detach(), gradient.detach()):
                 if name not in self.uncovered:
                     self.deliver(name, use)
 
     def _uses(self, pending: Pending, read: Tensor, gradient: Tensor) -> Iterator[tuple[str, Use]]:
         flat = gradient.reshape(-1, gradient.shape[-1])  # (rows, d_out)
-        if pending.kind == "layer_norm":
+        if pending.kind in ("layer_norm", "rms_norm"):
             yield from self._norm(pending, read, flat)
             return
         if pending.skipped is not None:
@@ -173,7 +176,12 @@ class Watch:
         if pending.bias is not None:
             yield pending.bias, Dense(rows.sums(gradient))
         if pending.weight is not None:
-            scaled = layer_norm(read.to(self.dtype), pending.shape, eps=pending.epsilon)
+            wide, shape = read.to(self.dtype), list(pending.shape)
+            if pending.kind == "rms_norm":
+                epsilon = torch.finfo(read.dtype).eps if pending.epsilon is None else pending.epsilon
+                scaled = rms_norm(wide, shape, eps=epsilon)
+            else:
+                scaled = layer_norm(wide, shape, eps=1e-5 if pending.epsilon is None else pending.epsilon)
             yield pending.weight, Dense(rows.sums(gradient * scaled.reshape(gradient.shape)))
 
     def _examples(self, pending: Pending) -> Tensor:
