@@ -116,8 +116,11 @@ class Capture:
 
     def examples(self, kind: str) -> int | None:
         """Return the examples in a set or null, None where the capture does not say."""
-        counts = self.metadata.get("set_examples", {})
-        return int(counts[kind]) if kind in counts else None
+        counts = {name: match.get("examples") for name, match in self.metadata.get("match", {}).items()}
+        counts |= self.metadata.get("set_examples", {})
+        # The untrained null is the safety set itself, on weights that nothing has trained.
+        count = counts.get("safety" if kind == "untrained" and kind not in counts else kind)
+        return None if count is None else int(count)
 
     @property
     def examples_a_unit(self) -> float | None:

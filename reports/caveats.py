@@ -93,9 +93,13 @@ def _not_captured(study: Study) -> dict[str, str]:
             any(capture.version > 1 for capture in found),
             "the captures hold blocks of examples: no overlap, sufficiency or rarefaction",
         ),
-        "ceiling of left spaces": (
-            any(key.startswith("half_phi/") for capture in found for key in capture.keys),
-            "no left spaces of disjoint halves in the captures, so no drift of the safety subspace is called",
+        "one-sample sufficiency": (
+            any(key.startswith("single_phi/") for capture in found for key in capture.keys),
+            "no left spaces of single refusals in the captures",
+        ),
+        "drift of the safety subspace": (
+            False,
+            "left spaces of halves are not kept at two steps: the turn from step 0 is shown and not called drift",
         ),
     }
     return {what: why for what, (measured, why) in missing.items() if not measured}

@@ -103,6 +103,21 @@ _COUNTS: dict[str, Column] = {
     "clusters": Column("clusters", "", "", "independent groups of prompts behind the interval"),
     "k": Column("k", "directions", "", "number of leading directions"),
     "examples": Column("examples", "", "", "examples behind the number, on either side where two sets are compared"),
+    "prompt_tokens_apart": Column(
+        "prompt lengths apart",
+        "tokens",
+        "",
+        "mean difference of prompt lengths to the safety examples; none where lengths were not matched",
+    ),
+    "answer_tokens_apart": Column(
+        "answer lengths apart", "tokens", "", "mean difference of answer lengths to the safety examples"
+    ),
+    "loss_apart": Column(
+        "loss apart",
+        "nats per token",
+        "",
+        "token-mean loss minus that of the safety set; none where it was not matched",
+    ),
     "safety_examples": Column("safety examples", "", "", "examples of the safety set"),
     "units": Column("independent examples", "", "", "clusters drawn, one example of each"),
     "draws": Column("draws", "", "", "subsamples, seeded"),

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from geomsafe.reports.figures import INK, Figure, cell, looks, panels, styled
 from geomsafe.reports.figures_series import RANDOM, SET_COLOURS, Series, places, series_figure
+from geomsafe.reports.subspace_tables import ONE_SAMPLE
 
 # Legend, colour, and which rows belong.
 End = tuple[str, str, Callable[[dict[str, Any]], bool]]
@@ -113,15 +114,14 @@ def overlap_figure(analysis: dict[str, Any], space: str) -> Figure:
                 "step and that of step 0 from the same examples."
             ),
             "limitation": (
-                "No halves were measured in this space, so there is no ceiling and a turn from step 0 is not called "
-                "drift. In an untrained model shared answer text alone gives φ = .18."
+                "Whole sets are used, so a ceiling from halves does not apply, and a turn from step 0 is not called drift."
             ),
         }
     frame["tables"] = ["overlaps"]
     rows = [
         row
         for row in analysis["tables"]["overlaps"]["rows"]
-        if row["space"] == space and "single" not in row["comparison"]
+        if row["space"] == space and row["comparison"] not in ONE_SAMPLE.values()
     ]
     if not rows:
         return Figure(**frame, plot=None, missing="not run: no captures with two sets to compare")
@@ -192,95 +192,87 @@ def sufficiency_figure(analysis: dict[str, Any]) -> Figure:
     """Return the plot of what each single example gives of all others."""
     frame: dict[str, Any] = {
         "id": "singles",
-        "title": "Does one example give the whole set's geometry?",
+        "title": "Does one example give the whole set's gradient?",
         "how": (
-            "Each dot is one example, compared with all others of its set outside its cluster. Left: cosine with "
-            "their mean gradient. Middle: share of its squared length inside their span (grey line: a random "
-            "direction). Right: φ(k) between the left spaces of one safety example and of the others, median over "
-            "examples and weights. Black = θ₀, colours = arms at their last step."
+            "Each dot is one example, compared with all others of its set outside its cluster, in the whole model. "
+            "Left: cosine with their mean gradient. Right: share of its squared length inside their span (grey line: "
+            "a random direction). Black = θ₀, colours = arms at their last step."
         ),
         "limitation": (
             "High values of safety alone show nothing: refusals share their text. Read them against sham and benign."
         ),
-        "tables": ["singles", "overlaps"],
+        "tables": ["singles"],
     }
     rows = analysis["tables"]["singles"]["rows"]
-    curves = [row for row in analysis["tables"]["overlaps"]["rows"] if "single" in row["comparison"]]
-    if not rows and not curves:
+    if not rows:
         return Figure(**frame, plot=None, missing="not run: no captures of single examples")
-    titles = ["cosine with the others' mean", "share inside the others' span", "left space, single – others"]
-    plot, height = panels(titles, 3, 330, shared=False)
-    named: set[str] = set()
-    for name, colour, belongs in _ends(analysis, [*rows, *curves]):
+    plot, height = panels(["cosine with the others' mean", "share inside the others' span"], 2, 330, shared=False)
+    for name, colour, belongs in _ends(analysis, rows):
         mine = [row for row in rows if belongs(row)]
         for column, key in enumerate(("single_cosine", "in_span")):
-            if mine:
-                plot.add_trace(
-                    go.Box(
-                        x=[row["set"] for row in mine],
-                        y=[row[key] for row in mine],
-                        name=name,
-                        legendgroup=name,
-                        offsetgroup=name,
-                        showlegend=name not in named,
-                        marker={"color": colour, "size": 3},
-                        line={"width": 1},
-                        boxpoints="all",
-                        jitter=0.5,
-                        pointpos=0,
-                        fillcolor="rgba(255,255,255,0)",
-                        hovertemplate="%{x}: %{y:.3f}<extra></extra>",
-                    ),
-                    **cell(column, 3),
-                )
-                named.add(name)
-        for comparison in dict.fromkeys(row["comparison"] for row in curves):
-            points = sorted(
-                (row["k"], row["phi"]) for row in curves if belongs(row) and row["comparison"] == comparison
+            plot.add_trace(
+                go.Box(
+                    x=[row["set"] for row in mine],
+                    y=[row[key] for row in mine],
+                    name=name,
+                    legendgroup=name,
+                    offsetgroup=name,
+                    showlegend=column == 0,
+                    marker={"color": colour, "size": 3},
+                    line={"width": 1},
+                    boxpoints="all",
+                    jitter=0.5,
+                    pointpos=0,
+                    fillcolor="rgba(255,255,255,0)",
+                    hovertemplate="%{x}: %{y:.3f}<extra></extra>",
+                ),
+                **cell(column, 2),
             )
-            by_k = {k: [phi for at, phi in points if at == k] for k, _ in points}
-            if by_k:
-                plot.add_trace(
-                    go.Scatter(
-                        x=list(by_k),
-                        y=[sum(found) / len(found) for found in by_k.values()],
-                        mode="lines+markers",
-                        marker={"size": 4},
-                        line={
-                            "color": colour,
-                            "width": 2,
-                            "dash": "solid" if comparison.startswith("safety") else "dot",
-                        },
-                        name=name,
-                        legendgroup=name,
-                        showlegend=name not in named,
-                        hovertemplate=f"{comparison}<br>k = %{{x}}: %{{y:.3f}}<extra>{name}</extra>",
-                    ),
-                    **cell(2, 3),
-                )
-                named.add(name)
-    if curves:
-        baseline = {row["k"]: row["baseline"] for row in curves}
-        plot.add_trace(
-            go.Scatter(
-                x=list(baseline),
-                y=list(baseline.values()),
-                mode="lines",
-                line={"color": RANDOM, "dash": "dash", "width": 1.2},
-                name="random subspaces",
-                hovertemplate="random: %{y:.3f}<extra></extra>",
-            ),
-            **cell(2, 3),
-        )
-    if rows:
-        random = sum(row["span_baseline"] for row in rows) / len(rows)
-        plot.add_hline(y=random, line={"color": RANDOM, "dash": "dash", "width": 1.2}, **cell(1, 3))
+    random = sum(row["span_baseline"] for row in rows) / len(rows)
+    plot.add_hline(y=random, line={"color": RANDOM, "dash": "dash", "width": 1.2}, **cell(1, 2))
     styled(plot, height, margin={"l": 64, "r": 24, "t": 84, "b": 56}, boxmode="group")
     plot.update_layout(legend_y=1.1)
-    plot.update_xaxes(title_text="k, number of directions", **cell(2, 3))
-    plot.update_yaxes(range=[0, 1.03], **cell(1, 3))
-    plot.update_yaxes(range=[0, 1.03], title_text="φ(k)", **cell(2, 3))
+    plot.update_yaxes(range=[0, 1.03], **cell(1, 2))
     return Figure(**frame, plot=plot)
+
+
+def one_sample_figure(analysis: dict[str, Any]) -> Figure:
+    """Return the plot of phi(k) between one refusal and the half of the safety set that it is not in."""
+    frame: dict[str, Any] = {
+        "id": "singles-left",
+        "title": "Does one refusal give the safety set's output directions? (left_space)",
+        "how": (
+            "φ(k) between the left space of one safety example and that of the half of the set that it is not in, "
+            "median over examples and weight matrices (solid orange). Its null is the same refusal text behind a "
+            "benign prompt (solid pink): only what lies above is due to the prompt. Dashed = two disjoint halves, "
+            "black the ceiling and pink its null. Grey = random subspaces."
+        ),
+        "limitation": "A single and a half differ in count: compare solid with solid, and dashed with dashed.",
+        "tables": ["overlaps"],
+    }
+    rows = [row for row in analysis["tables"]["overlaps"]["rows"] if row["comparison"] in ONE_SAMPLE.values()]
+    if not rows:
+        return Figure(**frame, plot=None, missing="not run: no captures with overlaps of single examples")
+    random = [row | {"phi": row["baseline"]} for row in rows]
+    series = [Series("random subspaces", RANDOM, "dash", random, "phi")]
+    for key, colour, dash in (
+        ("half_phi_same_text", SET_COLOURS["benign"], "dash"),
+        ("half_phi", INK, "dash"),
+        ("single_phi_same_text", SET_COLOURS["benign"], "solid"),
+        ("single_phi", SET_COLOURS["safety"], "solid"),
+    ):
+        name = ONE_SAMPLE[key]
+        series.append(
+            Series(
+                name, colour, dash, [row for row in rows if row["comparison"] == name], "phi",
+                lambda row: f"quartiles {row['quartile_low']:.2f} to {row['quartile_high']:.2f}, "
+                f"{row['matrices']} matrices, halves of {row['examples']}",
+            )
+        )  # fmt: skip
+    return series_figure(
+        frame, places(analysis, rows), series, x="k", x_title="k, number of directions", y_title="φ(k)",
+        yaxis={"rangemode": "tozero"},
+    )  # fmt: skip
 
 
 def _share_series(rows: list[dict[str, Any]]) -> list[Series]:

@@ -17,6 +17,7 @@ from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import cosine_figure, distance_figure, kinds_figure, spectrum_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
+    one_sample_figure,
     overlap_figure,
     rarefaction_figure,
     share_figure,
@@ -84,6 +85,7 @@ def render(analysis: dict[str, Any]) -> str:
         share_figure(analysis),
         share_steps_figure(analysis),
         sufficiency_figure(analysis),
+        one_sample_figure(analysis),
         training_figure(analysis),
         displacement_figure(analysis),
     ]

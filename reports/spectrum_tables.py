@@ -24,7 +24,11 @@ _SUMMARISED = ["effective_rank", "participation_ratio", "stable_rank", "full_ran
 RANKS = ["key", "step", "set", "matrices", *_SUMMARISED]
 ENERGY = ["key", "run", "seed", "step", "set", "k", "matrices", "median", "quartile_low", "quartile_high"]
 EXCESS = ["key", "run", "seed", "step", "null", "k", "matrices", "examples", "excess", "quartile_low", "quartile_high"]
-NULLS = ["key", "run", "seed", "step", "null", "examples", "safety_examples", "matrices", "reason"]
+NULLS = [
+    "key", "run", "seed", "step", "null", "examples", "safety_examples", "matrices", "prompt_tokens_apart",
+    "answer_tokens_apart", "loss_apart", "reason",
+]  # fmt: skip
+_APART = ("prompt_tokens_apart", "answer_tokens_apart", "loss_apart")
 RAREFACTION = [
     "key", "run", "seed", "step", "set", "form", "units", "draws", "effective_rank", "effective_rank_low",
     "effective_rank_high", "participation_ratio", "stable_rank",
@@ -117,7 +121,7 @@ def null_rows(study: Study) -> list[dict[str, Any]]:
                 reason = f"{count} examples, and the safety set has {wanted}"
             matrices = sum(1 for _ in _singular_values(capture, null))
             rows.append({**place, "null": null, "examples": count, "safety_examples": wanted, "matrices": matrices,
-                         "reason": reason})  # fmt: skip
+                         "reason": reason, **_match(capture, null)})  # fmt: skip
     return rows
 
 
@@ -142,6 +146,12 @@ def rarefaction_rows(study: Study) -> list[dict[str, Any]]:
                     for one in _rarefied(whole, sample, form)
                 ]  # fmt: skip
     return rows
+
+
+def _match(capture: Capture, null: str) -> dict[str, float | None]:
+    # How near a null comes to the safety set in lengths and loss, as far as it was matched on them.
+    found = capture.metadata.get("match", {}).get(null, {})
+    return {key: found.get(key) for key in _APART}
 
 
 def _rarefied(whole: NDArray[np.float64], sample: Sample, form: spectra.GramForm) -> list[spectra.Rarefied]:

@@ -30,6 +30,13 @@ SPLITS = 8
 """Ways to halve the sets; overlaps of example spans are means over them."""
 
 HALVES = "safety half – safety half (ceiling)"
+ONE_SAMPLE = {
+    "single_phi": "one refusal – half without it",
+    "single_phi_same_text": "same text, benign prompt – that half (null)",
+    "half_phi": "two halves (ceiling)",
+    "half_phi_same_text": "half with same text – other half (null)",
+}
+"""Array of the capture -> comparison: a single or a half of the safety set against the half it is not in."""
 
 
 def overlap_rows(study: Study) -> list[dict[str, Any]]:
@@ -52,18 +59,18 @@ def share_rows(study: Study) -> list[dict[str, Any]]:
                 continue
             length = dict(zip(capture.names, norms, strict=True))
             for kind, at in itertools.product(("safety", "utility", *CONTROLS), ("0", "t")):
-                found = [(name, one) for name, one in capture.under(f"{what}_in/{kind}@{at}").items() if name in length]
+                found = _whole_weights(capture.under(f"{what}_in/{kind}@{at}"))
                 if not found:
                     continue
                 curve = shares.pooled_share_curve(
-                    [one for _, one in found],
-                    [length[name] for name, _ in found],
-                    [d_out[name] for name, _ in found],
+                    list(found.values()),
+                    [length[name] for name in found],
+                    [d_out[name] for name in found],
                     max(K_SHOWN),
                 )
                 if curve is None:
                     continue
-                rank = max(len(one) for _, one in found)
+                rank = max(map(len, found.values()))
                 rows += [
                     {**place, "what": what, "set": kind, "basis_step": at, "k": k, "share": float(curve.share[k - 1]),
                      "random_share": float(curve.random[k - 1]), "matrices": len(found)}
@@ -133,17 +140,26 @@ def _left_rows(capture: Capture, run: RunData) -> Iterator[dict[str, Any]]:
     start = min(run.captures, key=lambda one: one.step)
     if capture.step != start.step:
         yield from _left_curve("safety at this step – at step 0", safety, start.under("safety_basis"), capture)
-    for prefix in sorted({key.split("/")[0] for key in capture.keys if key.split("/")[0].endswith("single_phi")}):
-        # (examples, ranks) of each weight: the median example stands for the weight.
-        found = {name: one for name, one in capture.under(prefix).items() if one.ndim == 2 and one.size}
-        curves = [_padded(np.median(one, axis=0)) for one in found.values()]
-        d_outs = [len(safety[name]) for name in found if name in safety]
-        if curves and d_outs:
-            most = max(one.shape[1] for one in found.values())
-            k = np.minimum(np.arange(1, max(K_SHOWN) + 1), most)
-            baseline = np.median([np.minimum(k / d_out, 1.0) for d_out in d_outs], axis=0)
-            name = f"{prefix.removesuffix('single_phi').strip('-_') or 'safety'}: single – others"
-            yield from _curve_rows(name, curves, baseline, capture.examples("safety"), len(curves))
+    yield from _one_sample_rows(capture, safety)
+
+
+def _one_sample_rows(capture: Capture, safety: dict[str, NDArray[np.float64]]) -> Iterator[dict[str, Any]]:
+    measured = capture.metadata.get("phi", {})
+    ranks, halves = measured.get("ranks", []), measured.get("halves", [])
+    for prefix, name in ONE_SAMPLE.items():
+        # (singles, ranks) or (ranks,) of each weight: the median single stands for the weight.
+        found = {weight: np.median(np.atleast_2d(one), axis=0) for weight, one in capture.under(prefix).items()}
+        weights = [weight for weight in found if weight in safety and found[weight].shape == (len(ranks),)]
+        if not weights:
+            continue
+        low, median, high = np.quantile(np.array([found[weight] for weight in weights]), [0.25, 0.5, 0.75], axis=0)
+        for index, k in enumerate(ranks):
+            yield {
+                "comparison": name, "k": k, "phi": float(median[index]), "quartile_low": float(low[index]),
+                "quartile_high": float(high[index]), "matrices": len(weights),
+                "baseline": float(np.median([min(1.0, k / len(safety[weight])) for weight in weights])),
+                "examples": min(halves.count(0), halves.count(1)) if halves else None,
+            }  # fmt: skip
 
 
 def _left_curve(
@@ -188,15 +204,20 @@ def _halves(sample: Sample, seed: int) -> tuple[NDArray[np.int64], ...]:
     return sample.rows[first], sample.rows[second]
 
 
+def _whole_weights(by_matrix: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    # The experts of a fused weight have a space each, and one norm together: their energies add.
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, one in by_matrix.items():
+        whole = name.split("[")[0]
+        before = found.get(whole, np.zeros(0))
+        longest = max(len(before), len(one))
+        found[whole] = np.pad(before, (0, longest - len(before))) + np.pad(one, (0, longest - len(one)))
+    return found
+
+
 def _d_outs(capture: Capture) -> dict[str, int]:
     # The side of the basis is the output side, wherever the weight keeps it (Conv1D: its columns).
     shapes = zip(capture.names, capture.metadata["shapes"], strict=True)
     return {name: int(shape[0]) for name, shape in shapes} | {
-        name: len(basis) for name, basis in capture.under("safety_basis").items()
+        name.split("[")[0]: len(basis) for name, basis in capture.under("safety_basis").items()
     }
-
-
-def _padded(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    # From the rank on phi stays: there are no more directions.
-    most = max(K_SHOWN)
-    return np.concatenate([curve, np.full(max(0, most - len(curve)), curve[-1])])[:most]

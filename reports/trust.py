@@ -52,7 +52,7 @@ def _gradient(study: Study) -> Light:
     checks = [run.record.provenance.get("checks", {}).get("gradients") for run in study.runs.values()]
     found = [one for one in checks if isinstance(one, dict) and {"relative_error", "tolerance"} <= set(one)]
     if not found:
-        return _light("gradient", title, "grey", "not run here; the package's tests do it", "cosines")
+        return _light("gradient", title, "grey", "not run here: geomsafe check compares both on a model", "cosines")
     worst = max(float(one["relative_error"]) for one in found)
     failed = any(float(one["relative_error"]) > float(one["tolerance"]) for one in found)
     state = "red" if failed else "green" if len(found) == len(checks) else "amber"

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 LAYERS, WIDTH, BLOCKS, PROBES = 4, 24, 8, 32
 RANK, DIM = 8, 256
 COSINES = {0: 0.05, 1: -0.35, 2: -0.45, 3: -0.1}
+PHI_RANKS, SINGLES = (1, 2, 5), tuple(range(0, PROBES, 4))
 NULLS = ("random-tokens", "untrained", "benign-length", "loss-matched")
 
 
@@ -121,7 +122,13 @@ def write_examples(path: Path, moment: Moment) -> None:
         tensors | _refusals(rng, moment.at),
         {
             "sets": sets,
-            "set_examples": dict.fromkeys([*sets, *(NULLS if ends and moment.nulls else ())], PROBES),
+            "set_examples": dict.fromkeys(sets, PROBES),
+            "match": {
+                null: {"examples": PROBES} | ({"answer_tokens_apart": 0.0} if null == "benign-length" else {})
+                for null in NULLS
+                if null != "untrained"
+            },
+            "phi": {"ranks": PHI_RANKS, "singles": SINGLES, "halves": [at // (PROBES // 2) for at in range(PROBES)]},
             "clusters": clusters,
             "sketch": {"dim": DIM, "seed": 0},
             "basis_rank": RANK,
@@ -246,13 +253,26 @@ def _left_spaces(
         if null == "loss-matched":
             mean = mean + 0.2 * _directions(name, safety.shape[1:])["benign"]
         tensors[f"{null}_singular_values/{name}"] = np.linalg.svd(mean, compute_uv=False).astype(np.float32)
-    whole, curves = safety.sum(axis=0), []
-    for pair in range(0, PROBES, 2):
-        rest = np.linalg.svd(whole - safety[pair : pair + 2].sum(axis=0))[0]
-        for one in safety[pair : pair + 2]:
-            energy = np.cumsum(np.cumsum((np.linalg.svd(one)[0][:, :RANK].T @ rest[:, :RANK]) ** 2, axis=0), axis=1)
-            curves.append(np.diag(energy) / np.arange(1, RANK + 1))
-    tensors[f"single_phi/{name}"] = np.array(curves)
+    _one_sample(tensors, name, gradients)
+
+
+def _one_sample(tensors: dict[str, np.ndarray], name: str, gradients: Mapping[str, np.ndarray]) -> None:
+    """Compare singles and halves of the safety set; benign examples stand for the refusals' text elsewhere."""
+    safety, null, half = gradients["safety"], gradients["benign"], PROBES // 2
+    halves = [_left(safety[:half].sum(axis=0)), _left(safety[half:].sum(axis=0))]
+    tensors[f"half_phi/{name}"] = _phi(*halves)
+    tensors[f"half_phi_same_text/{name}"] = _phi(_left(null[:half].sum(axis=0)), halves[1])
+    for prefix, one in (("single_phi", safety), ("single_phi_same_text", null)):
+        tensors[f"{prefix}/{name}"] = np.array([_phi(_left(one[at]), halves[at < half]) for at in SINGLES])
+
+
+def _left(matrix: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.svd(matrix)[0])
+
+
+def _phi(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    squares = (first.T @ second) ** 2
+    return np.array([squares[:k, :k].sum() / k for k in PHI_RANKS], dtype=np.float32)
 
 
 def _layer(name: str) -> int | None:

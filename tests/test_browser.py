@@ -24,7 +24,8 @@ needs_browser = pytest.mark.skipif(
 )
 FIGURES = [
     "drift", "rates", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
-    "rarefaction", "overlaps", "left-overlaps", "shares", "shares-steps", "singles", "probes", "training",
+    "rarefaction", "overlaps", "left-overlaps", "shares", "shares-steps", "singles", "singles-left", "probes",
+    "training",
 ]  # fmt: skip
 
 

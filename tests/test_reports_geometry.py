@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from synthetic_captures import NULLS, PROBES, RANK, names
+from synthetic_captures import NULLS, PHI_RANKS, PROBES, RANK, names
 from synthetic_runs import Spec, write_run
 
 from geomsafe.errors import RecordError
@@ -19,7 +19,14 @@ from geomsafe.records import read_record, write_record
 from geomsafe.reports.captures import read_capture
 from geomsafe.reports.collect import collect
 from geomsafe.reports.figures_geometry import cosine_figure, kinds_figure
-from geomsafe.reports.figures_subspaces import excess_figure, overlap_figure, share_figure, sufficiency_figure
+from geomsafe.reports.figures_subspaces import (
+    excess_figure,
+    one_sample_figure,
+    overlap_figure,
+    share_figure,
+    sufficiency_figure,
+)
+from geomsafe.reports.subspace_tables import ONE_SAMPLE
 from tests import reference
 
 LAST = "step-000060.safetensors"
@@ -132,6 +139,28 @@ def test_shares_are_projections_of_the_displacement(one: tuple[Path, dict[str, A
     assert max(row["k"] for row in analysis["tables"]["shares"]["rows"]) == RANK, "no columns, no number"
 
 
+def test_experts_of_a_fused_weight_share_its_norm(tmp_path: Path) -> None:
+    """Two experts with a space each: their energies add under the one norm of the fused weight."""
+    run = write_run(tmp_path, Spec("run", prompts=6, schema=2))
+    path = run / "captures" / LAST
+    with safe_open(path, framework="numpy") as stream:
+        metadata = stream.metadata()
+    fused = "model.layers.1.mlp.up_proj.weight"
+    before = {row["k"]: row["share"] for row in _shares_of(run, tmp_path)}
+    tensors = load_file(path)
+    for key in [key for key in tensors if key.endswith(f"/{fused}")]:
+        one = tensors.pop(key)
+        energy = "_in/" in key
+        tensors |= {f"{key}[0]": 0.25 * one if energy else one, f"{key}[1]": 0.75 * one if energy else one}
+    save_file(tensors, path, metadata=metadata)
+    assert {row["k"]: row["share"] for row in _shares_of(run, tmp_path)} == pytest.approx(before, rel=1e-9)
+
+
+def _shares_of(run: Path, folder: Path) -> list[dict[str, Any]]:
+    analysis = collect([run], folder / "report")
+    return _rows(analysis, "shares", step=60, what="displacement", set="safety", basis_step="0")
+
+
 def test_probes_follow_displacement_and_update(one: tuple[Path, dict[str, Any]]) -> None:
     run, analysis = one
     tensors = load_file(run / "captures" / LAST)
@@ -179,9 +208,28 @@ def test_overlaps_stand_beside_ceiling_and_baseline_at_equal_count(one: tuple[Pa
     left = _rows(one[1], "overlaps", space="left_space", step=60)
     turned = [row["phi"] for row in left if "step 0" in row["comparison"]]
     assert turned[:2] == pytest.approx([1, 1], abs=0.05), "the planted two directions do not turn"
-    single = [row for row in left if "single" in row["comparison"]]
-    assert [row["k"] for row in single] == [1, 2, 3, 4, 6, 8]
-    assert single[1]["phi"] > 0.8 and single[1]["baseline"] == pytest.approx(2 / 24)
+    assert {row["examples"] for row in left if row["comparison"] in ONE_SAMPLE.values()} == {PROBES // 2}
+
+
+def test_one_sample_overlaps_stand_beside_their_nulls(one: tuple[Path, dict[str, Any]]) -> None:
+    """Medians over examples, then over weights, of what the capture holds; planted directions lie above the null."""
+    tensors = load_file(one[0] / "captures" / LAST)
+    rows = {
+        (name, row["k"]): row
+        for name in ONE_SAMPLE.values()
+        for row in _rows(one[1], "overlaps", space="left_space", step=60, comparison=name)
+    }
+    for prefix, name in ONE_SAMPLE.items():
+        each = [np.median(np.atleast_2d(tensors[key]), axis=0) for key in tensors if key.startswith(f"{prefix}/")]
+        for index, k in enumerate(PHI_RANKS):
+            assert rows[name, k]["phi"] == pytest.approx(np.median(each, axis=0)[index], rel=1e-6)
+            assert rows[name, k]["baseline"] == pytest.approx(k / 24)
+    single, null, ceiling, _ = (rows[name, 2]["phi"] for name in ONE_SAMPLE.values())
+    assert null < 0.3 < single < ceiling
+    figure = one_sample_figure(one[1])
+    assert figure.plot is not None and {trace.name for trace in figure.plot.data} == {
+        "random subspaces", *ONE_SAMPLE.values()
+    }  # fmt: skip
 
 
 def test_every_figure_says_how_to_read_it_and_its_limitation(one: tuple[Path, dict[str, Any]]) -> None:
@@ -200,16 +248,15 @@ def test_every_figure_says_how_to_read_it_and_its_limitation(one: tuple[Path, di
 def test_a_null_of_another_count_is_named_and_not_compared(tmp_path: Path) -> None:
     run = write_run(tmp_path, Spec("run", prompts=6, schema=2))
     for path in (run / "captures").iterdir():
-        counts = read_capture(path).metadata["set_examples"]
-        if "untrained" in counts:
-            _edit(path, set_examples=counts | {"untrained": PROBES - 5})
+        match = read_capture(path).metadata["match"]
+        _edit(path, match=match | {"random-tokens": {"examples": PROBES - 5}})
     analysis = collect([run], tmp_path / "report")
     reasons = {row["null"]: row["reason"] for row in analysis["tables"]["nulls"]["rows"]}
-    assert reasons["untrained"] == f"{PROBES - 5} examples, and the safety set has {PROBES}"
-    assert reasons["sham"] is None
-    assert "untrained" not in {row["null"] for row in analysis["tables"]["excess"]["rows"]}
+    assert reasons["random-tokens"] == f"{PROBES - 5} examples, and the safety set has {PROBES}"
+    assert reasons["sham"] is None and reasons["untrained"] is None
+    assert "random-tokens" not in {row["null"] for row in analysis["tables"]["excess"]["rows"]}
     light = next(light for light in analysis["trust"] if light["key"] == "nulls")
-    assert light["state"] == "amber" and "untrained" in light["detail"]
+    assert light["state"] == "amber" and "not in every run: random-tokens" in light["detail"]
 
 
 def test_without_nulls_nothing_is_claimed_and_all_is_listed(tmp_path: Path) -> None:
