@@ -114,7 +114,7 @@ def overlap_figure(analysis: dict[str, Any], space: str) -> Figure:
                 "step and that of step 0 from the same examples."
             ),
             "limitation": (
-                "Whole sets are used, so a ceiling from halves does not apply, and a turn from step 0 is not called drift."
+                "Whole sets are used: a ceiling from halves does not apply, and a turn from step 0 is not called drift."
             ),
         }
     frame["tables"] = ["overlaps"]
