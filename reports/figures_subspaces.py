@@ -25,8 +25,8 @@ def excess_figure(analysis: dict[str, Any]) -> Figure:
         "title": "Is the safety gradient more concentrated than its nulls?",
         "how": (
             "CER(k) of the safety gradient minus that of a null with as many examples, in percentage points: median "
-            "over weight matrices, mean over seeds. Above 0 = fewer directions than the null needs. Only what lies "
-            "above every curve's 0 is more than short texts, an untrained model or any late-learnt behaviour give."
+            "over weight matrices, mean over seeds. Above 0 = fewer directions than the null needs. Only where all "
+            "curves lie above 0 is it more than what short texts, untrained weights or any late-learnt behaviour give."
         ),
         "limitation": "Nulls match counts, and lengths or losses one at a time; no null matches everything.",
         "tables": ["excess", "nulls", "energy"],
@@ -83,7 +83,8 @@ def rarefaction_figure(analysis: dict[str, Any]) -> Figure:
         for form in ("uncentred", "centred")
         if any(row["set"] == kind for row in rows)
     ]
-    ticks = sorted({row["units"] for row in rows})
+    counts = sorted({row["units"] for row in rows})
+    ticks = [count for count in counts if count & (count - 1) == 0 or count == counts[-1]]
     return series_figure(
         frame, places(analysis, rows), series, x="units", x_title="N, independent examples",
         y_title="effective rank", xaxis={"type": "log", "tickvals": ticks, "ticktext": list(map(str, ticks))},

@@ -13,8 +13,9 @@ from plotly.offline import get_plotlyjs
 from geomsafe.records import write_atomic
 from geomsafe.reports import wording
 from geomsafe.reports.figures import Figure, looks
+from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
-from geomsafe.reports.figures_geometry import cosine_figure, distance_figure, kinds_figure, spectrum_figure
+from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
     one_sample_figure,

@@ -18,7 +18,7 @@ from geomsafe.errors import RecordError
 from geomsafe.records import read_record, write_record
 from geomsafe.reports.captures import read_capture
 from geomsafe.reports.collect import collect
-from geomsafe.reports.figures_geometry import cosine_figure, kinds_figure
+from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
     one_sample_figure,
@@ -92,15 +92,15 @@ def test_undefined_cells_are_blank(one: tuple[Path, dict[str, Any]]) -> None:
         assert figure.plot is not None and figure.limitation
         (trace,) = figure.plot.data
         wanted = _rows(one[1], "cosines", grouping="layer", set="safety", gradient_space=space)
-        assert trace.y[-1] == "other" and list(trace.z[-1]) == [None] * len(trace.x)
+        labels = figure.plot.layout.yaxis.ticktext
+        assert labels[-1] == "other" and list(trace.z[-1]) == [None] * len(trace.z[0])
         assert sum(value is None for line in trace.z for value in line) == sum(row["cosine"] is None for row in wanted)
         assert {mark for line in trace.text for mark in line} == {"", "•", "◆"}
     kinds = kinds_figure(one[1])
     assert kinds.plot is not None
-    assert [list(trace.x) for trace in kinds.plot.data] == [
-        ["safety", "sham"],
-        ["safety", "sham", "safety, Adam", "sham, Adam"],
-    ]
+    assert list(kinds.plot.layout.xaxis.ticktext) == ["safety", "sham"]
+    assert list(kinds.plot.layout.xaxis2.ticktext) == ["safety", "sham", "safety, Adam", "sham, Adam"]
+    assert kinds.plot.layout.yaxis.ticktext[0] == "whole model"
 
 
 def test_excess_is_the_difference_of_energies_over_matrices(one: tuple[Path, dict[str, Any]]) -> None:
