@@ -31,11 +31,11 @@ from torch.nn.functional import pad
 
 from geomsafe.gradients.uses import Dense, Lookup, Outer, Use
 
-WIDEST = 64
+WIDEST = 32
 """Size of one factor of the transform, at most."""
 
-PRODUCTS = 1 << 18
-"""Products of sampled coordinates formed at a time: 1 MiB in float32."""
+ELEMENTS = 1 << 18
+"""Elements transformed at a time: 1 MiB in float32."""
 
 
 class Transform:
@@ -55,7 +55,7 @@ class Transform:
         count, behind = len(rows), self.size
         for factor in self.factors:
             behind //= factor
-            matrix = _matrix(factor).to(rows)
+            matrix = _matrix(factor, rows.dtype).to(rows.device)
             if behind == 1:
                 found = found.reshape(-1, factor) @ matrix.T
             else:
@@ -68,7 +68,7 @@ class Transform:
         behind = self.size
         for factor in self.factors:
             behind //= factor
-            matrix = _matrix(factor).to(inputs.device)
+            matrix = _matrix(factor, torch.float64).to(inputs.device)
             result = result * matrix.T[(inputs // behind) % factor][:, (outputs // behind) % factor]
         return result
 
@@ -93,20 +93,19 @@ class SketchMap:
         return pad(found, (0, self.dim - found.shape[1]))
 
     def _rows(self, use: Outer | Lookup) -> Tensor:
-        if isinstance(use, Lookup):
-            right = self.second.apply(use.grad)
-        else:
-            left, right = self.first.apply(use.left), self.second.apply(use.right)
-        outer, inner = self.outer.to(right.device), self.inner.to(right.device)
-        result = right.new_zeros((use.rows.examples, len(outer)))
-        step = max(1, PRODUCTS // len(outer))
-        for start in range(0, len(right), step):
+        values = use.right if isinstance(use, Outer) else use.grad
+        outer, inner = self.outer.to(values.device), self.inner.to(values.device)
+        result = values.new_zeros((use.rows.examples, len(outer)))
+        # A few rows at a time pass through all steps, so that what is in between stays in the cache.
+        widest = max(len(outer), self.second.size, self.first.size if isinstance(use, Outer) else 0)
+        step = max(1, ELEMENTS // widest)
+        for start in range(0, len(values), step):
             part = slice(start, start + step)
-            if isinstance(use, Lookup):
-                facing = self.first.entries(outer, use.ids[part]).to(right)
+            if isinstance(use, Outer):
+                facing = self.first.apply(use.left[part]).index_select(1, outer)
             else:
-                facing = left[part].index_select(1, outer)
-            product = facing.mul_(right[part].index_select(1, inner))
+                facing = self.first.entries(outer, use.ids[part]).to(values)
+            product = facing.mul_(self.second.apply(values[part]).index_select(1, inner))
             result.index_add_(0, use.rows.example[part], product)
         return result
 
@@ -151,12 +150,12 @@ def _factors(width: int) -> tuple[int, ...]:
     return (rest, *tail)
 
 
-@lru_cache(maxsize=WIDEST)
-def _matrix(size: int) -> Tensor:
+@lru_cache(maxsize=4 * WIDEST)
+def _matrix(size: int, dtype: torch.dtype) -> Tensor:
     # Orthonormal and as flat as can be: Hadamard where the size is a power of two, else the cosine transform.
     if size & (size - 1) == 0:
-        return torch.from_numpy(hadamard(size) / math.sqrt(size))
-    return torch.from_numpy(dct(np.eye(size), norm="ortho", axis=0))
+        return torch.from_numpy(hadamard(size) / math.sqrt(size)).to(dtype)
+    return torch.from_numpy(dct(np.eye(size), norm="ortho", axis=0)).to(dtype)
 
 
 def _signs(count: int, generator: torch.Generator) -> Tensor:
