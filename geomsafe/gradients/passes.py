@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import CheckpointError
 
 from geomsafe.data.encoding import IGNORED
-from geomsafe.errors import DataError, TrainingError
+from geomsafe.errors import DataError, ModelError, TrainingError
 from geomsafe.gradients.losses import token_losses
 from geomsafe.gradients.norms import expanded_norms
 from geomsafe.gradients.rules import Watching
+from geomsafe.gradients.smooth import plain_experts
 from geomsafe.gradients.undisturbed import undisturbed
 from geomsafe.gradients.uses import Dense, Use
 from geomsafe.gradients.watch import Layout, Watch, tag_positions
@@ -56,7 +58,7 @@ def example_gradients(
 
     A loss that is not finite is a TrainingError.
     """
-    with undisturbed(model), eager_experts(model), torch.enable_grad():
+    with undisturbed(model), plain_experts(model), torch.enable_grad():
         with frozen(model, targets.values()):
             losses, unseen = _watched(model, _cut(batch), targets, take, dtype, rows)
         looped = _reached(model, batch, targets, unseen)
@@ -86,17 +88,23 @@ def _watched(
     watch = Watch({id(weight): name for name, weight in targets.items()}, layout, deliver, dtype)
     with expanded_norms(model, watch), Watching(watch), chosen_outputs(model, layout):
         losses = token_losses(model, batch).losses
-        with torch._C.DisableTorchFunction():
-            _check_finite(losses, rows)
-            total = losses.sum()
-        watch.backward = True
-        if total.requires_grad:
-            # Not total.backward(), during which the mode would be off and recomputed layers unseen.
-            torch.autograd.backward(total)
+    _check_finite(losses, rows)
+    if losses.requires_grad:
+        _backward(losses.sum())
     # A use whose output the loss does not depend on never comes back: what has come is all there is.
     for name in [name for name, uses in waiting.items() if uses and name not in watch.uncovered]:
         take(name, waiting.pop(name))
     return losses.detach().cpu().double(), list(waiting)
+
+
+def _backward(total: Tensor) -> None:
+    try:
+        total.backward()  # type: ignore[no-untyped-call]
+    except CheckpointError:
+        raise ModelError(
+            "a module runs its forward pass again in the backward pass (torch.utils.checkpoint), in eval mode too: "
+            "switch its checkpointing off while gradients are measured"
+        ) from None
 
 
 def layout_of(batch: Mapping[str, Tensor], device: torch.device) -> Layout:
@@ -134,24 +142,6 @@ def frozen(model: nn.Module, others: Any = ()) -> Iterator[None]:
     finally:
         for weight, flag in flags:
             weight.requires_grad_(flag)
-
-
-@contextlib.contextmanager
-def eager_experts(model: nn.Module) -> Iterator[None]:
-    """Run fused experts one after another, in plain products, while the body runs."""
-    configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
-    held = [(config, config._experts_implementation) for config in configs.values() if _has_experts(config)]
-    try:
-        for config, _ in held:
-            config._experts_implementation = "eager"
-        yield
-    finally:
-        for config, chosen in held:
-            config._experts_implementation = chosen
-
-
-def _has_experts(config: Any) -> bool:
-    return getattr(config, "_experts_implementation", None) is not None
 
 
 @contextlib.contextmanager

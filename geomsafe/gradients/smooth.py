@@ -1,4 +1,4 @@
-"""Run a model on kernels that can be differentiated twice."""
+"""Run a model on plain kernels: those that can be differentiated twice, and those whose products are seen."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ def smooth_kernels(model: Module) -> Iterator[None]:
     """Swap fused kernels, which have first derivatives only, for plain ones while the body runs.
 
     Attention by `scaled_dot_product_attention` takes torch's math backend, the same function from plain operations;
-    other fused attention (flash, flex) takes transformers' eager one, and so do fused experts. Settings are
-    written into the configurations that the modules read at every call, and put back on the way out.
+    other fused attention (flash, flex) takes transformers' eager one, and so do fused experts.
 
     Args:
         model: a transformers model, or one that peft has wrapped.
@@ -26,18 +25,37 @@ def smooth_kernels(model: Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    changed: list[tuple[Any, str, Any]] = []
+    with _eager(model, _ATTENTION, besides="sdpa"), plain_experts(model), sdpa_kernel([SDPBackend.MATH]):
+        yield
+
+
+@contextmanager
+def plain_experts(model: Module) -> Iterator[None]:
+    """Run fused experts one after another, in plain products, while the body runs.
+
+    Args:
+        model: a transformers model, or one that peft has wrapped.
+
+    Yields:
+        Nothing.
+    """
+    with _eager(model, _EXPERTS):
+        yield
+
+
+@contextmanager
+def _eager(model: Module, setting: str, besides: str = "eager") -> Iterator[None]:
+    # Written into the configurations that the modules read at every call, and put back on the way out.
+    changed: list[tuple[Any, Any]] = []
     try:
         for config in _configs(model):
-            for setting, plain in ((_ATTENTION, {"eager", "sdpa"}), (_EXPERTS, {"eager"})):
-                found = getattr(config, setting, None)
-                if found is not None and found not in plain:
-                    changed.append((config, setting, found))
-                    setattr(config, setting, "eager")
-        with sdpa_kernel([SDPBackend.MATH]):
-            yield
+            found = getattr(config, setting, None)
+            if found not in (None, "eager", besides):
+                changed.append((config, found))
+                setattr(config, setting, "eager")
+        yield
     finally:
-        for config, setting, found in changed:
+        for config, found in changed:
             setattr(config, setting, found)
 
 

@@ -101,7 +101,6 @@ class Watch:
     uncovered: set[str] = field(default_factory=set)
     expected: dict[str, int] = field(default_factory=dict)
     parts: dict[int, tuple[str, int, Tensor]] = field(default_factory=dict)  # id of weight[e] -> name, e, itself
-    backward: bool = False
 
     def name(self, tensor: Any) -> str | None:
         """Return the name of a measured weight, or None."""
@@ -109,9 +108,8 @@ class Watch:
 
     def expect(self, *names: str | None) -> None:
         """Count uses that the backward pass may bring."""
-        # A recomputation (activation checkpointing) repeats calls that were counted before.
         for name in names:
-            if name is not None and not self.backward:
+            if name is not None:
                 self.expected[name] = self.expected.get(name, 0) + 1
 
     def see(self, output: Tensor, read: Tensor, pending: Pending) -> Tensor:
@@ -125,8 +123,7 @@ class Watch:
 
     def arrived(self, pending: Pending, read: Tensor, gradient: Tensor) -> None:
         """Turn one call's input and output gradient into uses, and hand them on."""
-        # The watching mode may be on, for recomputed layers; what happens here is not the model's.
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch.no_grad():
             for name, use in self._uses(pending, read.detach(), gradient.detach()):
                 if name not in self.uncovered:
                     self.deliver(name, use)
