@@ -305,15 +305,22 @@ def _reasons(
     first: Square, second: Square, spread: NDArray[np.float64], level: float, name: str = "safety"
 ) -> list[str]:
     found = [""] * len(spread)
-    checks = []
     for label, square in ((name, first), ("utility", second)):
-        checks.append((f"the {label} gradient is zero", ~np.any(square.products, axis=(1, 2))))
-        checks.append((f"the {label} gradient is not told from noise", square.interval(level)[0] <= 0))
-    checks.append(("a squared norm is not positive without one block", ~np.isfinite(spread)))
-    for text, where in checks:
-        for index in np.flatnonzero(where):
-            found[index] = found[index] or text
+        zero, low = ~np.any(square.products, axis=(1, 2)), square.interval(level)[0]
+        for index in np.flatnonzero(zero | (low <= 0)):
+            what = "zero" if zero[index] else f"not told from noise{_wanted(square, int(index), float(low[index]))}"
+            found[index] = found[index] or f"the {label} gradient is {what}"
+    for index in np.flatnonzero(~np.isfinite(spread)):
+        found[index] = found[index] or "a squared norm is not positive without one block"
     return found
+
+
+def _wanted(square: Square, index: int, low: float) -> str:
+    """Say how many times the examples would do: the relative error of U falls with the root of their number."""  # noqa: DOC201
+    mean = float(square.mean[index])
+    if mean <= 0:
+        return ""
+    return f": about {max(1.1, ((mean - low) / mean) ** 2):.2g} times the examples would tell"
 
 
 def _finite(value: np.float64) -> float | None:

@@ -80,7 +80,7 @@ _TEXT: dict[str, Column] = {
         "form",
         "",
         "",
-        "uncentred: K, the mean included; centred: H K H, the variation around it; K of example-mean gradients, whole model",
+        "uncentred: K, the mean included; centred: H K H, the variation around it; cosine: K_ij / sqrt(K_ii K_jj); K of example-mean gradients",
     ),
     "reason": Column("why undefined", "", "", "why a cosine has no value, or a null is not comparable"),
     "judge": Column("judge", "", "", "what gave the verdicts"),

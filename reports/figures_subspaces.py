@@ -65,7 +65,7 @@ def rarefaction_figure(analysis: dict[str, Any]) -> Figure:
             "Compare sets at equal N only; a curve that still rises says that the rank is that of the sample."
         ),
         "limitation": "N examples cannot span more than N directions, so no curve can lie above the diagonal.",
-        "tables": ["rarefaction"],
+        "tables": ["rarefaction", "gram_ranks"],
     }
     rows = analysis["tables"]["rarefaction"]["rows"]
     if not rows:

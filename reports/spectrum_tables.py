@@ -1,4 +1,4 @@
-"""Tables of spectra: of weight matrices with their nulls, and of example Grams over the number of examples."""
+"""Tables of the spectra of weight matrices, beside those of their nulls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from geomsafe.analyses import spectra
 from geomsafe.analyses.layers import locate
-from geomsafe.analyses.samples import Sample, normalised
 from geomsafe.reports.arms import Study
 from geomsafe.reports.captures import CONTROLS, Capture
 from geomsafe.reports.geometry import captures, ends
@@ -29,11 +28,6 @@ NULLS = [
     "answer_tokens_apart", "loss_apart", "reason",
 ]  # fmt: skip
 _APART = ("prompt_tokens_apart", "answer_tokens_apart", "loss_apart")
-RAREFACTION = [
-    "key", "run", "seed", "step", "set", "form", "units", "draws", "effective_rank", "effective_rank_low",
-    "effective_rank_high", "participation_ratio", "stable_rank",
-]  # fmt: skip
-
 # Curves are smooth: these k show them, at a third of the size.
 K_SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
 
@@ -91,14 +85,18 @@ def energy_rows(study: Study) -> list[dict[str, Any]]:
 def excess_rows(study: Study) -> list[dict[str, Any]]:
     """Return excess CER(k) of the safety gradient over each null and control of equal count."""
     rows = []
-    for place, _, capture in ends(study):
+    for place, run, capture in ends(study):
         safety, count = dict(_singular_values(capture, "safety")), capture.examples("safety")
-        for null in _comparisons(capture):
-            if count is None or count != capture.examples(null):
+        start = min(run.captures, key=lambda one: one.step)
+        for null in _comparisons(capture, start):
+            # Untrained weights are measured once a run: they do not change.
+            source = start if null == "untrained" and null not in capture.nulls else capture
+            null_count = source.examples(null)
+            if count is None or null_count is None or count != null_count:
                 continue
             curves = [
-                spectra.excess_energy(safety[name], values, examples=count, null_examples=count)
-                for name, values in _singular_values(capture, null)
+                spectra.excess_energy(safety[name], values, examples=count, null_examples=null_count)
+                for name, values in _singular_values(source, null)
                 if name in safety
             ]
             rows += [
@@ -125,41 +123,10 @@ def null_rows(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def rarefaction_rows(study: Study) -> list[dict[str, Any]]:
-    """Return ranks of the whole model's example Gram against the number of independent examples."""
-    rows = []
-    for place, _, capture in ends(study):
-        gram = capture.gram()
-        if gram is None or capture.version == 1:
-            continue
-        whole = gram.sum(axis=0)
-        for kind in SETS:
-            sample = capture.sample(kind)
-            if sample is None:
-                continue
-            forms: tuple[spectra.GramForm, ...] = ("uncentred", "centred")
-            for form in forms:
-                rows += [
-                    {**place, "set": kind, "form": form, "units": one.units, "draws": one.draws,
-                     **one.median._asdict(), "effective_rank_low": one.low.effective_rank,
-                     "effective_rank_high": one.high.effective_rank}
-                    for one in _rarefied(whole, sample, form)
-                ]  # fmt: skip
-    return rows
-
-
 def _match(capture: Capture, null: str) -> dict[str, float | None]:
     # How near a null comes to the safety set in lengths and loss, as far as it was matched on them.
     found = capture.metadata.get("match", {}).get(null, {})
     return {key: found.get(key) for key in _APART}
-
-
-def _rarefied(whole: NDArray[np.float64], sample: Sample, form: spectra.GramForm) -> list[spectra.Rarefied]:
-    means = normalised(whole[np.ix_(sample.rows, sample.rows)], sample.tokens)
-    most = len(sample.tokens if sample.clusters is None else set(sample.clusters))
-    counts = sorted({count for count in (4, 8, 16, 32, 64, 128) if count < most} | ({most} if most > 1 else set()))
-    # Examples without gradient in any weight have no direction: they are an error of the capture, not of the reader.
-    return spectra.rarefaction(means, counts, clusters=sample.clusters, form=form, draws=20) if means.any() else []
 
 
 def _quartiles(curves: Sequence[Sequence[float]]) -> Iterator[tuple[int, int, float, dict[str, float]]]:
@@ -171,9 +138,10 @@ def _quartiles(curves: Sequence[Sequence[float]]) -> Iterator[tuple[int, int, fl
         yield k, len(curves), float(median[at]), {"quartile_low": float(low[at]), "quartile_high": float(high[at])}
 
 
-def _comparisons(capture: Capture) -> list[str]:
+def _comparisons(capture: Capture, start: Capture | None = None) -> list[str]:
+    borrowed = ["untrained"] if start is not None and "untrained" in start.nulls else []
     measured = [kind for kind in CONTROLS if any(key.startswith(f"{kind}_singular_values/") for key in capture.keys)]
-    return [*capture.nulls, *measured]
+    return list(dict.fromkeys([*borrowed, *capture.nulls, *measured]))
 
 
 def _singular_values(capture: Capture, kind: str) -> Iterator[tuple[str, NDArray[np.float64]]]:

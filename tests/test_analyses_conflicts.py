@@ -190,6 +190,25 @@ def test_the_trigger_is_no_claim() -> None:
     assert Cosine().spf_trigger is None
 
 
+def test_an_undefined_cosine_says_how_many_examples_would_tell() -> None:
+    """With half as many again as it says, the cosine is defined; with as many as there were, often not."""
+    with_as_many, with_more, cases = 0, 0, 0
+    for seed in range(40):
+        few = Planted(seed, noise=0.4, sizes=(300, 3, 12), dimension=6)
+        found = gradient_cosines(few.gram[None], few.sample(0), few.sample(2))[0]
+        if found.cosine is not None:
+            continue
+        cases += 1
+        times = float(found.reason.split("about ")[1].split(" times")[0])
+        for size in (12, math.ceil(1.5 * 12 * times)):
+            again = Planted(500 + seed, noise=0.4, sizes=(300, 3, size), dimension=6)
+            defined = gradient_cosines(again.gram[None], again.sample(0), again.sample(2))[0].cosine is not None
+            with_as_many += defined and size == 12
+            with_more += defined and size > 12
+    assert cases >= 10
+    assert with_more >= 0.9 * cases and with_as_many <= 0.6 * cases
+
+
 def test_a_preconditioner_changes_the_geometry() -> None:
     """Gradients opposed only in a direction that P switches off do not conflict in update space."""
     planted = Planted(1, noise=0.2)

@@ -123,6 +123,33 @@ def test_excess_is_the_difference_of_energies_over_matrices(one: tuple[Path, dic
     assert all(abs(row["excess"]) < 0.2 for row in _rows(analysis, "excess", null="sham"))
 
 
+def test_untrained_weights_of_the_first_capture_stand_beside_the_last(tmp_path: Path) -> None:
+    run = write_run(tmp_path, Spec("run", prompts=6, schema=2))
+    _edit(run / "captures" / LAST, drop=("untrained",), nulls=[null for null in NULLS if null != "untrained"])
+    analysis = collect([run], tmp_path / "report")
+    (row,) = _rows(analysis, "excess", step=60, null="untrained", k=3)
+    assert row["excess"] > 0.3
+    first = load_file(run / "captures" / "step-000000.safetensors")
+    last = load_file(run / "captures" / LAST)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert f"untrained_singular_values/{name}" in first and f"untrained_singular_values/{name}" not in last
+
+
+def test_gram_ranks_are_those_of_the_examples(one: tuple[Path, dict[str, Any]]) -> None:
+    run, analysis = one
+    tensors = load_file(run / "captures" / LAST)
+    tokens = tensors["example_tokens"][:PROBES].astype(float)
+    layer = [at for at, name in enumerate(names()) if ".layers.2." in name]
+    gram = tensors["preconditioned_gram"][layer].sum(axis=0)[:PROBES, :PROBES] / np.outer(tokens, tokens)
+    energy = np.linalg.eigvalsh(gram)
+    wanted = {"set": "safety", "gradient_space": "preconditioned", "layer": "2", "form": "uncentred", "step": 60}
+    (row,) = _rows(analysis, "gram_ranks", **wanted)
+    assert row["stable_rank"] == pytest.approx(energy.sum() / energy.max(), rel=1e-6)
+    assert row["participation_ratio"] == pytest.approx(energy.sum() ** 2 / np.sum(energy**2), rel=1e-6)
+    assert {row["step"] for row in _rows(analysis, "gram_ranks", grouping="whole")} == {0, 1, 4, 16, 60}
+    assert {row["step"] for row in _rows(analysis, "gram_ranks", grouping="kind")} == {0, 60}
+
+
 def test_shares_are_projections_of_the_displacement(one: tuple[Path, dict[str, Any]]) -> None:
     run, analysis = one
     tensors = load_file(run / "captures" / LAST)
