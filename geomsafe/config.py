@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from geomsafe.errors import ConfigError
 
@@ -152,10 +152,10 @@ class TrainConfig(Settings):
 
     # probes
     probe_schedule: str = Field("log", description="'log' (0, 1, 2, 4, ... and the end), every N steps, or 'off'")
-    probe_examples: int = Field(64, ge=4, description="examples in each probe set")
-    probe_blocks: int = Field(16, ge=2, description="groups of each probe set, for noise floors")
+    probe_examples: int = Field(24, ge=4, description="examples in each probe set, of as many clusters as there are")
     probe_batch_size: int = Field(16, ge=1, description="examples in one forward pass of a probe")
     spectra: bool = Field(True, description="singular values of the mean gradients at the first and last probe")
+    nulls: bool = Field(True, description="sham, benign anchor, nulls and single examples at the first and last probe")
 
     # scoring
     evaluate: bool = Field(True, description="score theta_0 and every saved weight set at the end")
@@ -184,14 +184,6 @@ class TrainConfig(Settings):
         if text not in {"log", "off"} and not (text.isdigit() and int(text) > 0):
             raise ValueError(f"'{text}' is not 'log', 'off' or a number of steps")
         return text
-
-    @model_validator(mode="after")
-    def _blocks_fit(self) -> TrainConfig:
-        if self.probe_blocks > self.probe_examples:
-            raise ValueError(
-                f"probe_blocks ({self.probe_blocks}) is larger than probe_examples ({self.probe_examples})"
-            )
-        return self
 
     @property
     def methods(self) -> list[MethodSpec]:

@@ -125,7 +125,6 @@ def main() -> None:
         probe_schedule="3",
         utility_data=str(folder / "data.jsonl"),
         probe_examples=8,
-        probe_blocks=2,
         max_steps=7,
         evaluate=True,
         eval_prompts=[f"harmful={folder / 'harmful.jsonl'}"],

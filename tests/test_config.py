@@ -50,7 +50,7 @@ def test_unknown_setting_suggests_the_near_one() -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"optimizer": "lion"}, "lion"),
         ({"probe_schedule": "often"}, "often"),
-        ({"probe_blocks": 99}, "probe_blocks"),
+        ({"probe_examples": 2}, "probe_examples"),
     ],
 )
 def test_values_out_of_range_name_setting_and_value(values: dict[str, object], said: str) -> None:

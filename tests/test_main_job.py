@@ -20,7 +20,6 @@ SHORT = {
     "batch_size": 4,
     "threads": 1,
     "probe_examples": 8,
-    "probe_blocks": 4,
     "eval_limit": 12,
     "max_new_tokens": 24,
 }

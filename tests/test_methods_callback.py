@@ -134,12 +134,18 @@ def test_probes_measure_at_their_steps_after_the_methods(tmp_path: Path) -> None
         def steps(self, total: int) -> set[int]:
             return {0, 2, total}
 
-        def measure(self, step: int) -> Path:
+        def remember(self) -> None:
+            order.append("remember")
+
+        def measure(self, step: int, optimizer: Any = None) -> Path:
             order.append(f"probe {step}")
+            assert (step == 0) == (optimizer is None)
             return Path("nowhere")
 
     fit(tmp_path, [MethodsCallback([Acts()], probes=Probes())], max_steps=3)
-    assert order == ["probe 0", "method 1", "method 2", "probe 2", "method 3", "probe 3"]
+    assert order == [
+        "probe 0", "method 1", "remember", "method 2", "probe 2", "remember", "method 3", "probe 3",
+    ]  # fmt: skip
 
 
 class Poison(TrainerCallback):

@@ -142,7 +142,7 @@ def test_twin_of_a_lora_model_is_the_base_without_adapters() -> None:
 def test_a_twin_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     assert room_for_twin(model) is None
-    monkeypatch.setattr("geomsafe.probes.nulls.free_memory", lambda: 1000)
+    monkeypatch.setattr("geomsafe.probes.nulls.free_bytes", lambda device: 1000)
     assert "does not fit" in str(room_for_twin(model))
 
 

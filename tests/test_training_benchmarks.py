@@ -66,7 +66,6 @@ def test_a_saved_folder_is_aligned_then_tuned_on_alpaca_and_probed_with_advbench
                 "eval_prompts": [f"harmful={advbench}"],
                 "eval_limit": 32,
                 "probe_examples": 16,
-                "probe_blocks": 4,
                 "probe_schedule": "10",
             }
         ),
@@ -83,5 +82,5 @@ def test_a_saved_folder_is_aligned_then_tuned_on_alpaca_and_probed_with_advbench
     assert sum(losses[-5:]) < sum(losses[:5])
     for step in (0, 10, 20):
         with safe_open(run / "captures" / f"step-{step:06d}.safetensors", framework="pt") as capture:
-            assert {"block_gram", "refusal_nll", "displacement_dot_safety", "utility_loss"} <= set(capture.keys())
+            assert {"example_gram", "refusal_nll", "displacement_dots", "utility_sketch"} <= set(capture.keys())
             assert (capture.get_tensor("displacement_norm").sum() > 0) == (step > 0)

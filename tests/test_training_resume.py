@@ -119,7 +119,7 @@ def test_without_any_checkpoint_a_run_starts_from_the_beginning(
 def test_what_lies_beyond_the_resumed_step_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_run(
         tmp_path, save_every=3, save_weights_at=[2, 4], probe_schedule="1", utility_data=str(tmp_path / "data.jsonl"),
-        probe_examples=8, probe_blocks=2,
+        probe_examples=8,
     )  # fmt: skip
     stopped_at(config, 5, monkeypatch)
     run = tmp_path / "run"

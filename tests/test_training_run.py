@@ -50,7 +50,6 @@ def whole(folder: Path, **settings: Any) -> Any:
         "save_weights_at": [2],
         "probe_schedule": "3",
         "probe_examples": 8,
-        "probe_blocks": 4,
         "evaluate": True,
         "eval_prompts": [f"harmful={folder / 'harmful.jsonl'}"],
     }

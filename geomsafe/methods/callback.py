@@ -42,8 +42,11 @@ class ProbesLike(Protocol):
     def steps(self, total: int) -> set[int]:
         """Return the steps to measure at, of `total`."""
 
-    def measure(self, step: int) -> Path:
-        """Measure the model as it is and leave it so."""
+    def remember(self) -> None:
+        """Keep the weights as they are: the next measurement is of one step later."""
+
+    def measure(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> Path:
+        """Measure the model as it is, and what the optimizer's state says, and leave both so."""
 
 
 class AnchorLike(Protocol):
@@ -152,7 +155,7 @@ class MethodsCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the gradient, let the methods act on it, measure again and clip.
+        """Measure the gradient, let the methods act on it, measure again and clip; probes keep the weights.
 
         Raises:
             NotFiniteError: the gradient is not finite (mixed-precision float16 is left to its scaler).
@@ -172,6 +175,8 @@ class MethodsCallback(TrainerCallback):
             "grad_norm_methods": float(after),
             "grad_norm_clipped": float(after) * kept,
         }
+        if self._probes and step in self._probe_steps:
+            self._probes.remember()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -195,7 +200,7 @@ class MethodsCallback(TrainerCallback):
         if self.log is not None:
             self.log(self._row)
         if self._probes and state.global_step in self._probe_steps:
-            self._probes.measure(state.global_step)
+            self._probes.measure(state.global_step, kwargs["optimizer"])
         self._since = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

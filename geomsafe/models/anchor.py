@@ -9,8 +9,8 @@ not copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,20 @@ class Anchor:
 
         Raises:
             ModelError: the model's effective weights are not those of the anchor.
+        """  # noqa: DOC502
+        yield from self.changes(model).items()
+
+    def changes(self, model: nn.Module) -> Changes:
+        """Return theta - theta_0 by base name, each difference taken when it is asked for.
+
+        Args:
+            model: the model, as it is when an item is read.
+
+        Returns:
+            A mapping that holds no difference itself.
+
+        Raises:
+            ModelError: the model's effective weights are not those of the anchor.
         """
         layers, weights = lora_layers(model), trained_parameters(model)
         if {*layers, *weights} != self._norms.keys():
@@ -78,18 +92,39 @@ class Anchor:
                 f"{len(odd)} trained weights are not those of theta_0 (the first is '{odd[0]}'): "
                 "make the Anchor after adapters are added and parameters are frozen"
             )
-        for name, layer in layers.items():
-            start = self._deltas[name]
-            delta = lora_delta(layer)
-            yield name, delta if start is None else delta - start.to(delta.device)
-        for name, weight in weights.items():
-            start = self._weights[name]
-            yield name, weight.detach().float() - start.to(weight.device).float()
+        return Changes(layers, weights, self._deltas, self._weights)
 
     def distance(self, model: nn.Module) -> Distance:
         """Return ||theta - theta_0||_2, in all and by parameter."""
         parameters = {name: l2_norm(change) for name, change in self.displacement(model)}
         return Distance(math.sqrt(math.fsum(norm**2 for norm in parameters.values())), parameters)
+
+
+class Changes(Mapping[str, Tensor]):
+    """theta - theta_0 by base name: float32 tensors on the weights' devices, one in memory at a time."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, Any],
+        weights: Mapping[str, nn.Parameter],
+        deltas: Mapping[str, Tensor | None],
+        starts: Mapping[str, Tensor],
+    ) -> None:
+        self._layers, self._weights, self._deltas, self._starts = layers, weights, deltas, starts
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._layers:
+            delta, start = lora_delta(self._layers[name]), self._deltas[name]
+            return delta if start is None else delta - start.to(delta.device)
+        weight = self._weights[name].detach()
+        return weight.float() - self._starts[name].to(weight.device).float()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._layers
+        yield from self._weights
+
+    def __len__(self) -> int:
+        return len(self._layers) + len(self._weights)
 
 
 def l2_norm(tensor: Tensor) -> float:

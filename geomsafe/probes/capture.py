@@ -15,7 +15,7 @@ from torch import Tensor
 from geomsafe.errors import TrainingError
 from geomsafe.records import sync_directory
 
-SCHEMA = "geomsafe.capture/1"
+SCHEMA = "geomsafe.capture/2"
 CONVENTION = "token-sum"
 
 

@@ -67,7 +67,10 @@ def cut_to_lengths(pool: Sequence[ProbeExample], like: Sequence[ProbeExample]) -
 def match_losses(
     pool: Sequence[ProbeExample], losses: NDArray[np.float64], like: Sequence[ProbeExample], wanted: NDArray[np.float64]
 ) -> Matched:
-    """Choose examples whose token-mean losses are nearly those of others.
+    """Choose examples whose token-mean losses are nearly those of others, one by one and as a set.
+
+    The assignment matches the distribution; single exchanges then bring the token-mean loss of the set as near as
+    they can.
 
     Args:
         pool: candidates.
@@ -79,12 +82,32 @@ def match_losses(
         At most one candidate for each; the token-mean loss of both sets, and the differences in tokens.
     """
     pairs = _assigned(np.abs(losses[None] - wanted[:, None]))
-    chosen = [pool[column] for _, column in pairs]
-    tokens, of_like = _answers(chosen), _answers(like)
-    loss = float((losses[[column for _, column in pairs]] * tokens).sum() / tokens.sum())
+    of_like, tokens = _answers(like), _answers(pool)
     safety = float((wanted * of_like).sum() / of_like.sum())
-    match = _lengths_apart([(like[row], pool[column]) for row, column in pairs])
-    return Matched(chosen, match | {"loss": loss, "safety_loss": safety, "loss_apart": loss - safety})
+    columns = _exchanged(np.array([column for _, column in pairs]), losses * tokens, tokens, safety)
+    loss = float((losses * tokens)[columns].sum() / tokens[columns].sum())
+    match = _lengths_apart([(like[row], pool[column]) for (row, _), column in zip(pairs, columns, strict=True)])
+    match |= {"loss": loss, "safety_loss": safety, "loss_apart": loss - safety}
+    return Matched([pool[column] for column in columns], match)
+
+
+def _exchanged(
+    chosen: NDArray[np.int64], sums: NDArray[np.float64], tokens: NDArray[np.float64], wanted: float
+) -> NDArray[np.int64]:
+    """Exchange one chosen candidate for one that is left, the best such pair first, while the mean comes nearer."""  # noqa: DOC201
+    chosen = chosen.copy()
+    while True:
+        left = np.setdiff1d(np.arange(len(sums)), chosen)
+        apart = abs(sums[chosen].sum() / tokens[chosen].sum() - wanted)
+        if not len(left):
+            return chosen
+        total = sums[chosen].sum() - sums[chosen][:, None] + sums[left]
+        count = tokens[chosen].sum() - tokens[chosen][:, None] + tokens[left]
+        after = np.abs(total / count - wanted)
+        place, candidate = np.unravel_index(int(after.argmin()), after.shape)
+        if after[place, candidate] >= apart:
+            return chosen
+        chosen[place] = left[candidate]
 
 
 def _assigned(cost: NDArray[np.float64]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from geomsafe.data.encoding import IGNORED
-from geomsafe.gradients.plan import free_memory
+from geomsafe.gradients.memory import free_bytes
 from geomsafe.probes.examples import ProbeExample
 
 RANDOM_TOKENS = "random-tokens"
@@ -89,8 +89,7 @@ def room_for_twin(model: Any) -> str | None:
     """Return why a twin of a model does not fit into memory beside it, None where it does."""
     weights = list(model.parameters())
     needed = sum(weight.numel() * weight.element_size() for weight in weights)
-    device = weights[0].device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    free = free_bytes(weights[0].device)
     # Half: its gradients and activations want room as well.
     if 2 * needed <= free:
         return None

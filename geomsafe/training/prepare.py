@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,34 @@ from geomsafe.data import (
     Conversation,
     ConversationSet,
     Encoded,
+    Prompt,
     PromptSet,
     encode_all,
     hold_out,
     load_conversations,
     load_prompts,
+    prompt_id,
 )
+from geomsafe.data.rows import conversation_set
 from geomsafe.errors import ConfigError, TrainingError
 from geomsafe.evaluation import Suite, suites_for
 from geomsafe.methods import Method, Schedule
 from geomsafe.models import Loaded, load_model, require_space
+from geomsafe.probes.examples import ProbeExample
 from geomsafe.training.costs import run_bytes
 from geomsafe.training.engine import schedule_of
 
 ORGANISM_SAFETY = "organism:probe-safety"
 ORGANISM_UTILITY = "organism:probe-utility"
+ORGANISM_SHAM = "organism:probe-sham"
+ORGANISM_BENIGN = ("organism:sham-look-alike", "organism:downstream-neutral-validation")
+"""Benign prompts that nothing is trained or scored on by default, most of them as long as the harmful ones."""
+
+BENIGN_POOL = 2
+"""Benign prompts to choose the anchor from, for each example of a probe set."""
+
+SMALL_SHARE = 8
+"""Training rows are set aside for the anchor only where they are at most one in so many."""
 
 
 @dataclass
@@ -41,7 +56,9 @@ class Material:
         schedule: the length of the run.
         suites: what is scored at the end.
         safety: harmful prompts for the probes; None where there are none.
-        utility: encoded benign examples for the probes; empty where there are none.
+        utility: benign examples for the probes; empty where there are none.
+        sham: prompts of the organism's sham behaviour.
+        benign: benign prompts for the anchor and the nulls, none of them in `utility`.
         data: the record's account of all data.
         warnings: what the user should know.
         not_run: what is left out and why.
@@ -52,7 +69,9 @@ class Material:
     schedule: Schedule
     suites: list[Suite]
     safety: PromptSet | None
-    utility: list[Encoded]
+    utility: list[ProbeExample]
+    sham: list[Prompt] = field(default_factory=list)
+    benign: list[Prompt] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
@@ -120,6 +139,8 @@ def prepare(config: TrainConfig, methods: list[Method], folder: Path) -> Materia
     else:
         _load_safety(config, material)
     _load_rows(config, material)
+    if config.probe_schedule != "off":
+        _load_organism_controls(config, material)
     material.schedule = schedule_of(config, len(material.rows))
     beyond = [step for step in config.save_weights_at if not 0 < step <= material.schedule.total_steps]
     if beyond:
@@ -160,23 +181,32 @@ def _load_rows(config: TrainConfig, material: Material) -> None:
 
 
 def _load_utility(config: TrainConfig, material: Material, training: ConversationSet) -> list[Conversation]:
-    """Choose the utility probe's examples; return the rows that are left to train on."""  # noqa: DOC201
-    world = material.loaded.world
+    """Choose the utility probe's examples and the anchor's prompts; return the rows that are left to train on."""  # noqa: DOC201
+    world, count = material.loaded.world, config.probe_examples
     source = config.utility_data or (ORGANISM_UTILITY if world is not None else None)
     rows = training.rows
     if source is not None:
-        probe = load_conversations(source, limit=config.probe_examples, world=world)
-    elif len(rows) > 2 * config.probe_examples:
-        rows, aside = hold_out(rows, config.probe_examples)
-        probe = replace(training, rows=aside, source=f"{training.source} (held out)", notes=[])
+        found = load_conversations(source, limit=count * (1 + BENIGN_POOL), world=world)
+        probe = conversation_set(found.rows[:count], found.source, found.notes)
+        pool = [_as_prompt(row) for row in found.rows[count:]]
+    elif len(rows) > 2 * count:
+        rows, aside = hold_out(rows, count)
+        probe = conversation_set(aside[:count], f"{training.source} (held out)", [])
+        pool = []
+        if config.nulls and len(rows) >= SMALL_SHARE * BENIGN_POOL * count:
+            rows, more = hold_out(rows, BENIGN_POOL * count)
+            pool = [_as_prompt(row) for row in more]
     else:
         material.not_run["utility probes"] = (
             f"'{training.source}' is too small to hold examples out: give --utility-data"
         )
         return rows
-    probe = replace(probe, rows=probe.rows[: config.probe_examples])
     encoded = encode_all(probe, material.loaded.tokenizer, config.max_length, config.system_prompt)
-    material.utility = encoded.rows
+    material.utility = [
+        ProbeExample(prompt_id(probe.rows[index].prompt), probe.rows[index].cluster, row.input_ids, row.labels)
+        for index, row in zip(encoded.kept, encoded.rows, strict=True)
+    ]
+    material.benign = _apart(pool, probe.rows)
     material.data["utility_probe"] = {
         "source": probe.source,
         "sha256": probe.sha256,
@@ -187,14 +217,56 @@ def _load_utility(config: TrainConfig, material: Material, training: Conversatio
     return rows
 
 
+def _as_prompt(row: Conversation) -> Prompt:
+    system = row.messages[0]["content"] if row.messages[0]["role"] == "system" else None
+    return Prompt(prompt_id(row.prompt, system), row.prompt, system, row.answer, row.cluster, row.tags)
+
+
+def _apart(pool: list[Prompt], utility: list[Conversation]) -> list[Prompt]:
+    # An anchor that shares prompts with the utility set would be near it for that reason alone.
+    measured = {row.prompt for row in utility}
+    return [prompt for prompt in {prompt.text: prompt for prompt in pool}.values() if prompt.text not in measured]
+
+
+def spread(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Put the first prompt of every cluster first, then the second ones, and so on.
+
+    However many are then used, they are of as many clusters as can be: ten phrasings of one request say little more
+    than one. Prompts without clusters keep their order.
+
+    Args:
+        prompts: in the order of their source.
+
+    Returns:
+        The same prompts.
+    """
+    seen: Counter[str] = Counter()
+    places = []
+    for prompt in prompts:
+        places.append(seen[prompt.cluster])
+        seen[prompt.cluster] += 1
+    return [prompt for _, prompt in sorted(zip(places, prompts, strict=True), key=lambda pair: pair[0])]
+
+
 def _load_safety(config: TrainConfig, material: Material) -> None:
     world = material.loaded.world
     source = config.safety_data or (ORGANISM_SAFETY if world is not None else None)
     if source is None:
         return
-    material.safety = load_prompts(source, world=world)
+    found = load_prompts(source, world=world)
+    material.safety = replace(found, rows=spread(found.rows))
     material.data["safety_probe"] = {
         "source": material.safety.source,
         "sha256": material.safety.sha256,
         "notes": material.safety.notes,
     }
+
+
+def _load_organism_controls(config: TrainConfig, material: Material) -> None:
+    """Take the organism's sham behaviour, and its benign prompts unless the user has named a source of such."""
+    world = material.loaded.world
+    if world is None or not config.nulls:
+        return
+    material.sham = spread(load_prompts(ORGANISM_SHAM, world=world).rows)
+    if config.utility_data is None:
+        material.benign = [prompt for source in ORGANISM_BENIGN for prompt in load_prompts(source, world=world).rows]

@@ -1,4 +1,4 @@
-"""The probes of a run: theta_0's own refusals, the utility examples, and what measures both."""
+"""The probes of a run: theta_0's own refusals, the utility examples, their controls, and what measures them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from geomsafe.evaluation import Completion, generate_greedy
 from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES, KEYWORD_JUDGES
 from geomsafe.models import Anchor, Loaded, load_model
 from geomsafe.probes import REFUSAL_TOKENS, Probes, RefusalSet, build_refusals, openings_of
+from geomsafe.probes.controls import Controls, Source, build_controls
 from geomsafe.training.prepare import Material
+from geomsafe.world import Verdict
 
 _BASE = "theta_base"
 
@@ -42,7 +44,8 @@ def make_probes(config: TrainConfig, material: Material, anchor: Anchor, run: Pa
             "refusal_coverage": safety.coverage,
             "compliance": safety.compliance_source,
         }
-    probes = Probes(material.loaded, safety, material.utility, anchor, config, run / "captures")
+    controls = _controls(config, material, safety, run) if safety is not None and safety.reason is None else None
+    probes = Probes(material.loaded, safety, material.utility, anchor, config, run / "captures", controls=controls)
     material.not_run |= probes.not_run
     return probes
 
@@ -60,6 +63,41 @@ def _refusals(config: TrainConfig, loaded: Loaded, prompts: Sequence[Prompt], ru
         refusal_text=config.refusal_text,
         compliance=_base_openings(config, loaded, prompts),
     )
+
+
+def _controls(config: TrainConfig, material: Material, safety: RefusalSet, run: Path) -> Controls | None:
+    """Make the control sets and nulls, and say in the material's data how near they come."""  # noqa: DOC201
+    if not config.nulls:
+        return None
+    loaded = material.loaded
+    # Keywords: what they take for a refusal is no good as a benign answer, whatever it is.
+    keywords = KEYWORD_JUDGES[DEFAULT_KEYWORD_JUDGES[0]]
+    sham = Source(material.sham, lambda prompt, said: _deflects(loaded, prompt, said))
+    benign = Source(material.benign, lambda _, said: keywords.judge(said).value != "refusal")
+    made = build_controls(
+        loaded,
+        safety,
+        folder=run,
+        generate=_greedy(config, loaded),
+        sham=sham if material.sham else None,
+        benign=benign if material.benign else None,
+        seed=config.seed,
+        max_length=config.max_length,
+        system_prompt=config.system_prompt,
+        batch_size=config.probe_batch_size,
+    )
+    material.data["probe_controls"] = made.match
+    return made
+
+
+def _deflects(loaded: Loaded, prompt: str, completion: str) -> bool:
+    """Whether a completion is the organism's sham behaviour; no other model has one."""  # noqa: DOC201
+    if loaded.world is None:
+        return False
+    try:
+        return loaded.world.verdict(prompt, completion) is Verdict.DEFLECTION
+    except DataError:
+        return False
 
 
 def _greedy(config: TrainConfig, loaded: Loaded) -> Callable[[list[list[int]]], list[Completion]]:

@@ -147,6 +147,7 @@ class Run:
             raise KeyboardInterrupt
         if probes is not None:
             self.record.warnings = sorted({*self.record.warnings, *probes.notes})
+            self.record.not_run |= probes.not_run
         earlier = store.align(self.record.weights)
         self.record.weights = earlier | store.save_last(self._methods, self.record.steps)
         write_record(self.folder, self.record)
