@@ -2,9 +2,10 @@
 
     python benchmarks/growth.py --out benchmarks/growth.svg
 
-One process a point and way: the median processor time (one thread by default) of three passes after one unmeasured, and the highest resident memory less
-what was held before the model was made. Around one point (see `HERE`) one quantity varies at a time. The exponent is
-the slope of log time on log quantity over the upper half of the range: 1 is linear, 2 quadratic.
+One process a point and way: the median processor time (one thread by default) of three passes
+after one unmeasured, and the highest resident memory less what was held before the model was made.
+Around one point (see `HERE`) one quantity varies at a time. The exponent is the slope of log
+time on log quantity over the upper half of the range: 1 is linear, 2 quadratic.
 Theory: time is linear in examples and tokens for all ways while examples x examples products are small beside
 the backward pass; in width the passes are quadratic.
 """
