@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geomsafe.gradients.uses import Outer, Use
 
-SVD_SIDE = 768
+SVD_SIDE = 64
 """Shorter side up to which a formed gradient is decomposed directly; above, through its smaller Gram matrix."""
 
 

@@ -20,6 +20,9 @@ from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use, same_expert
 SLICE_ELEMENTS = 1 << 20
 """Elements of a gradient slice that are formed at a time: 4 MiB in float32, about a core's share of cache."""
 
+APART = 272
+"""Elements between the slices of two examples."""
+
 PAIR_ROWS = 2048
 """Rows on one side of a block of row pairs, at most: 16 MiB in float32."""
 
@@ -117,22 +120,23 @@ def _route(group: Sequence[Use], height: int, width: int, shared: SharedProducts
 
 def _slices(group: Sequence[Use], height: int, width: int, metric: Tensor | None) -> Tensor:
     first = group[0]
+    values = first.values if isinstance(first, Dense) else first.right if isinstance(first, Outer) else first.grad
     examples = len(first.values) if isinstance(first, Dense) else first.rows.examples
-    step = max(1, SLICE_ELEMENTS // (examples * width))
-    root = None if metric is None else metric.reshape(height, width).sqrt()
-    total: Tensor | None = None
+    step = min(height, max(1, SLICE_ELEMENTS // (examples * width)))
+    root = None if metric is None else metric.reshape(height, width).sqrt().to(values)
+    # One place for all slices. Examples stand a little apart: at a power of two they would share cache lines.
+    space = values.new_empty((examples, step * width + APART))
+    total = torch.zeros((examples, examples), dtype=torch.float64, device=values.device)
     for start in range(0, height, step):
         stop = min(start + step, height)
-        part = group[0].slice(start, stop)
+        flat = space[:, : (stop - start) * width]
+        part = flat.view(examples, stop - start, width)
+        first.slice(start, stop, out=part)
         for use in group[1:]:
-            part = part + use.slice(start, stop)
+            part += use.slice(start, stop)
         if root is not None:
-            part = part * root[start:stop].to(part)
-        flat = part.reshape(examples, -1)
-        found = (flat @ flat.T).double()
-        total = found if total is None else total.add_(found)
-    if total is None:
-        raise ValueError(f"a weight of {height} x {width} has no gradient to take products of")
+            part *= root[start:stop]
+        total += (flat @ flat.T).double()
     return total
 
 

@@ -100,14 +100,15 @@ class Outer:
         """Return the use with its examples at their places `at` among more of them."""
         return replace(self, rows=self.rows.placed(at, examples))
 
-    def slice(self, start: int, stop: int) -> Tensor:
+    def slice(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return rows start..stop of the weight's gradient: (examples, stop - start, d1)."""
         left, right = self._padded
-        return torch.bmm(left[:, :, start:stop].transpose(1, 2), right)
+        return torch.bmm(left[:, start:stop], right, out=out)
 
     @cached_property
     def _padded(self) -> tuple[Tensor, Tensor]:
-        return self.rows.padded(self.left), self.rows.padded(self.right)
+        # (examples, d0, rows) and (examples, rows, d1)
+        return self.rows.padded(self.left).transpose(1, 2).contiguous(), self.rows.padded(self.right)
 
     def dots(self, direction: Tensor) -> Tensor:
         """Return <G_i, D> for D (d0, d1): (examples,) float64."""
@@ -143,13 +144,14 @@ class Lookup:
         """Return the use with its examples at their places `at` among more of them."""
         return replace(self, rows=self.rows.placed(at, examples))
 
-    def slice(self, start: int, stop: int) -> Tensor:
+    def slice(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return rows start..stop of the table's gradient: (examples, stop - start, d1)."""
         inside = ((self.ids >= start) & (self.ids < stop)).nonzero()[:, 0]
         height = stop - start
         flat = self.grad.new_zeros((self.rows.examples * height, self.grad.shape[1]))
         flat.index_add_(0, self.rows.example[inside] * height + self.ids[inside] - start, self.grad[inside])
-        return flat.view(self.rows.examples, height, -1)
+        found = flat.view(self.rows.examples, height, -1)
+        return found if out is None else out.copy_(found)
 
     def dots(self, direction: Tensor) -> Tensor:
         """Return <G_i, D> for D (height, d1): (examples,) float64."""
@@ -179,9 +181,10 @@ class Dense:
         values[at.to(values.device)] = self.values
         return replace(self, values=values)
 
-    def slice(self, start: int, stop: int) -> Tensor:
+    def slice(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return rows start..stop of the gradients, seen as matrices: (examples, stop - start, columns)."""
-        return self.values.reshape(len(self.values), self.values.shape[1], -1)[:, start:stop]
+        found = self.values.reshape(len(self.values), self.values.shape[1], -1)[:, start:stop]
+        return found if out is None else out.copy_(found)
 
     def dots(self, direction: Tensor) -> Tensor:
         """Return <G_i, D> for D of the weight's shape: (examples,) float64."""

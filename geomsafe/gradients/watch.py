@@ -21,6 +21,9 @@ from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use
 Deliver = Callable[[str, Use], None]
 """Called in the backward pass with a weight's name and one of its uses."""
 
+WORTH = 8
+"""Rows without gradient are left out where they are more than one in this many."""
+
 ROWS = "_geomsafe_rows"
 """Attribute of a tensor whose rows were picked: the position of the batch that each came from."""
 
@@ -160,7 +163,8 @@ class Watch:
         empty = (gradient[:, 0] == 0).nonzero()[:, 0]
         if len(empty):
             empty = empty[(gradient[empty] == 0).all(dim=1)]
-        if len(empty) == 0:
+        # To leave out a few rows costs more, in copies, than to carry their zeros along.
+        if len(empty) * WORTH <= len(gradient):
             return None, "all"
         kept = torch.ones(len(gradient), dtype=torch.bool, device=gradient.device)
         kept[empty] = False
