@@ -125,5 +125,6 @@ def _said(cells: list[dict[str, Any]]) -> str:
             else f"{one['cosine']:.2f} [{one['low']:.2f}, {one['high']:.2f}], floor {one['floor']:.2f}"
         )
         anchor = "" if one["anchor_cosine"] is None else f", anchor {one['anchor_cosine']:.2f}"
-        lines.append(f"seed {one['seed']}: {said}, raw {raw}{anchor}")
+        trigger = ", SPF would project" if one["spf_trigger"] else ""
+        lines.append(f"seed {one['seed']}: {said}, raw {raw}{anchor}{trigger}")
     return "<br>".join(lines[:8])

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from geomsafe.reports.figures import INK, Figure, cell, looks, panels, styled
 from geomsafe.reports.figures_series import RANDOM, SET_COLOURS, Series, places, series_figure
-from geomsafe.reports.subspace_tables import ONE_SAMPLE
+from geomsafe.reports.subspace_tables import ONE_SAMPLE, TURNS
 
 # Legend, colour, and which rows belong.
 End = tuple[str, str, Callable[[dict[str, Any]], bool]]
@@ -122,7 +122,7 @@ def overlap_figure(analysis: dict[str, Any], space: str) -> Figure:
     rows = [
         row
         for row in analysis["tables"]["overlaps"]["rows"]
-        if row["space"] == space and row["comparison"] not in ONE_SAMPLE.values()
+        if row["space"] == space and row["comparison"] not in {*ONE_SAMPLE.values(), TURNS["utility"]}
     ]
     if not rows:
         return Figure(**frame, plot=None, missing="not run: no captures with two sets to compare")
@@ -142,6 +142,43 @@ def overlap_figure(analysis: dict[str, Any], space: str) -> Figure:
     return series_figure(
         frame, places(analysis, rows), series, x="k", x_title="k, number of directions", y_title="φ(k)",
         yaxis={"rangemode": "tozero"},
+    )  # fmt: skip
+
+
+def turn_figure(analysis: dict[str, Any]) -> Figure:
+    """Return the plot of the overlap of left spaces with those of step 0, over steps."""
+    frame: dict[str, Any] = {
+        "id": "turns",
+        "title": "Do the left spaces turn while the model trains?",
+        "how": (
+            "φ(k) between a set's left space at each step and at step 0, median over weight matrices, at three k. "
+            "Orange = safety, blue = utility, grey = random subspaces at the largest k. Where orange falls, a "
+            "projection onto the safety space of step 0 no longer meets the safety gradient."
+        ),
+        "limitation": (
+            "Both steps use the same examples and no halves are kept, so a turn is shown and not called drift."
+        ),
+        "tables": ["overlaps"],
+    }
+    rows = [row for row in analysis["tables"]["overlaps"]["rows"] if row["comparison"] in TURNS.values()]
+    if not rows:
+        return Figure(**frame, plot=None, missing="not run: fewer than two captures with left spaces")
+    present = sorted({row["k"] for row in rows})
+    chosen = list(dict.fromkeys([present[0], present[len(present) // 2], present[-1]]))
+    random = [row | {"phi": row["baseline"]} for row in rows if row["k"] == chosen[-1]]
+    series = [Series(f"random, k = {chosen[-1]}", RANDOM, "dash", random, "phi")]
+    for kind in ("utility", "safety"):
+        for k, dash in zip(chosen, ("dot", "dash", "solid"), strict=False):
+            mine = [row for row in rows if row["comparison"] == TURNS[kind] and row["k"] == k]
+            series.append(
+                Series(
+                    f"{kind}, k = {k}", SET_COLOURS[kind], dash, mine, "phi",
+                    lambda row: f"quartiles {row['quartile_low']:.2f} to {row['quartile_high']:.2f}",
+                )
+            )  # fmt: skip
+    return series_figure(
+        frame, places(analysis, rows, start=False, last=False), series, x="step", x_title="optimizer step",
+        y_title="φ(k) with step 0", yaxis={"rangemode": "tozero"},
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from geomsafe.reports.figures_subspaces import (
     share_figure,
     share_steps_figure,
     sufficiency_figure,
+    turn_figure,
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
 
@@ -83,6 +84,7 @@ def render(analysis: dict[str, Any]) -> str:
         rarefaction_figure(analysis),
         overlap_figure(analysis, "example_span"),
         overlap_figure(analysis, "left_space"),
+        turn_figure(analysis),
         share_figure(analysis),
         share_steps_figure(analysis),
         sufficiency_figure(analysis),

@@ -14,7 +14,6 @@ from geomsafe.analyses.samples import Sample, normalised
 from geomsafe.reports.arms import Study
 from geomsafe.reports.captures import CONTROLS, Capture
 from geomsafe.reports.geometry import captures, ends
-from geomsafe.reports.runs import RunData
 
 OVERLAPS = [
     "key", "run", "seed", "step", "space", "comparison", "k", "phi", "quartile_low", "quartile_high", "baseline",
@@ -29,6 +28,7 @@ K_SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 SPLITS = 8
 """Ways to halve the sets; overlaps of example spans are means over them."""
 
+TURNS = {kind: f"{kind} at this step – at step 0" for kind in ("safety", "utility")}
 HALVES = "safety half – safety half (ceiling)"
 ONE_SAMPLE = {
     "single_phi": "one refusal – half without it",
@@ -40,11 +40,16 @@ ONE_SAMPLE = {
 
 
 def overlap_rows(study: Study) -> list[dict[str, Any]]:
-    """Return phi over k of example spans and of left spaces, at the first and last capture of each run."""
+    """Return phi over k of example spans and of left spaces: between sets at the ends, to step 0 at every capture."""
     rows = []
-    for place, run, capture in ends(study):
+    for place, _, capture in ends(study):
         rows += [{**place, "space": "example_span", **row} for row in _span_rows(capture)]
-        rows += [{**place, "space": "left_space", **row} for row in _left_rows(capture, run)]
+        rows += [{**place, "space": "left_space", **row} for row in _left_rows(capture)]
+    for place, run, capture in captures(study):
+        start = min(run.captures, key=lambda one: one.step)
+        for kind, name in TURNS.items() if capture.step > start.step else ():
+            first, now = start.under(f"{kind}_basis"), capture.under(f"{kind}_basis")
+            rows += [{**place, "space": "left_space", **row} for row in _left_curve(name, now, first, capture)]
     return rows
 
 
@@ -132,14 +137,11 @@ def _span_rows(capture: Capture) -> Iterator[dict[str, Any]]:
         yield from _curve_rows(name, [one.phi for one in curves], curves[0].baseline, size, None)
 
 
-def _left_rows(capture: Capture, run: RunData) -> Iterator[dict[str, Any]]:
+def _left_rows(capture: Capture) -> Iterator[dict[str, Any]]:
     safety = capture.under("safety_basis")
     for kind in ("utility", *CONTROLS):
         if capture.examples(kind) == capture.examples("safety"):
             yield from _left_curve(f"safety – {kind}", safety, capture.under(f"{kind}_basis"), capture)
-    start = min(run.captures, key=lambda one: one.step)
-    if capture.step != start.step:
-        yield from _left_curve("safety at this step – at step 0", safety, start.under("safety_basis"), capture)
     yield from _one_sample_rows(capture, safety)
 
 

@@ -24,7 +24,7 @@ needs_browser = pytest.mark.skipif(
 )
 FIGURES = [
     "drift", "rates", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
-    "rarefaction", "overlaps", "left-overlaps", "shares", "shares-steps", "singles", "singles-left", "probes",
+    "rarefaction", "overlaps", "left-overlaps", "turns", "shares", "shares-steps", "singles", "singles-left", "probes",
     "training",
 ]  # fmt: skip
 

@@ -25,8 +25,9 @@ from geomsafe.reports.figures_subspaces import (
     overlap_figure,
     share_figure,
     sufficiency_figure,
+    turn_figure,
 )
-from geomsafe.reports.subspace_tables import ONE_SAMPLE
+from geomsafe.reports.subspace_tables import ONE_SAMPLE, TURNS
 from tests import reference
 
 LAST = "step-000060.safetensors"
@@ -233,8 +234,11 @@ def test_overlaps_stand_beside_ceiling_and_baseline_at_equal_count(one: tuple[Pa
     assert set(by_name) == {f"safety half – {kind} half" for kind in ("utility", "sham", "benign")}
     assert all(phi[0] < ceiling[0] for phi in by_name.values())
     left = _rows(one[1], "overlaps", space="left_space", step=60)
-    turned = [row["phi"] for row in left if "step 0" in row["comparison"]]
-    assert turned[:2] == pytest.approx([1, 1], abs=0.05), "the planted two directions do not turn"
+    for step in (1, 4, 16, 60):
+        turned = _rows(one[1], "overlaps", comparison=TURNS["safety"], step=step)
+        assert [row["phi"] for row in turned[:2]] == pytest.approx([1, 1], abs=0.05), "two planted directions"
+        assert len(_rows(one[1], "overlaps", comparison=TURNS["utility"], step=step)) == len(turned)
+    assert not _rows(one[1], "overlaps", comparison=TURNS["safety"], step=0)
     assert {row["examples"] for row in left if row["comparison"] in ONE_SAMPLE.values()} == {PROBES // 2}
 
 
@@ -267,6 +271,7 @@ def test_every_figure_says_how_to_read_it_and_its_limitation(one: tuple[Path, di
         overlap_figure(analysis, "left_space"),
         share_figure(analysis),
         sufficiency_figure(analysis),
+        turn_figure(analysis),
     ):
         assert figure.plot is not None and figure.plot.data
         assert figure.how and figure.limitation and all(name in analysis["tables"] for name in figure.tables)
