@@ -48,7 +48,9 @@ def gradient_gram(
     """Inner products of per-example gradients, K[i, j] = <G_i, G_j>, exact and by weight.
 
     G_i is the gradient of example i's negative log-likelihood, the mean over its own target
-    tokens (or their sum), with dropout off. The model is left exactly as found.
+    tokens (or their sum), with dropout off. The model is left exactly as found. A custom module
+    that flattens its input in another order than example by example cannot be told from one that
+    does not: `geomsafe.gradients.checking.check_engine` finds it.
 
     Args:
         model: a causal LM, or a peft model with LoRA.
