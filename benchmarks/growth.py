@@ -6,8 +6,9 @@ One process a point and way: the median processor time (one thread by default) o
 after one unmeasured, and the highest resident memory less what was held before the model was made.
 Around one point (see `HERE`) one quantity varies at a time. The exponent is the slope of log
 time on log quantity over the upper half of the range: 1 is linear, 2 quadratic.
-Theory: time is linear in examples and tokens for all ways while examples x examples products are small beside
-the backward pass; in width the passes are quadratic.
+Theory, P parameters, N examples of T tokens: the plain pass takes 6 N T P operations, attention apart. The sketch
+grows with N T alone, its own part like sqrt(P). The exact Gram matrix adds N^2 P to N T P: linear in examples
+while N is below T, quadratic far above; linear in tokens; quadratic in width like the pass itself.
 """
 
 from __future__ import annotations

@@ -209,6 +209,23 @@ def test_lora_gives_the_gram_of_the_merged_weights(arch: str) -> None:
     assert gram_error(found, wanted) < OTHER
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"use_rslora": True, "lora_dropout": 0.5},
+        {"target_modules": ["embed_tokens", "v_proj"], "layers_to_transform": [1]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_kinds_of_lora(options: dict[str, Any]) -> None:
+    adapted = with_lora(lively_model("qwen2", tie_word_embeddings=False), **options).train()
+    found = gradient_gram(adapted, padded(some_examples()), reduction="sum")
+    wanted = gram_reference(slow_example_gradients(merged(adapted, list(found)), some_examples()))
+    assert gram_error(found, {name: wanted[name] for name in found}) < OTHER
+
+
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_lora_factors(arch: str) -> None:
     """`parameters="factors"`: the gradients of A and B themselves."""
