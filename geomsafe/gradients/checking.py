@@ -9,7 +9,7 @@ What is not: whether the model is any good, and anything that only shows after m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,7 +69,7 @@ def check_determinism(model: Any, batch: Batch) -> Finding:
             return Finding("determinism", "ok", f"two passes over {_rows(batch)} rows are bitwise equal")
         apart = max(_error(again[name], first[name]) for name in first)
         said = f"two passes over the same {_rows(batch)} rows differ by {apart:.1e}"
-        if apart <= _rounding(model):
+        if apart <= rounding(model):
             return Finding("determinism", "warning", f"{said}, as sums without fixed order do: runs will not repeat")
         where = _parting(model, batch, batch)
     return Finding("determinism", "failed", f"{said}: something draws random numbers in eval mode, {where}")
@@ -92,7 +92,7 @@ def check_rows_apart(model: Any, batch: Batch) -> Finding:
         alone = [_logits(model, _row(batch, row))[0] for row in range(_rows(batch))]
         apart = max(_error(found, wanted) for found, wanted in zip(together, alone, strict=True))
         said = f"logits of {_rows(batch)} rows in a padded batch and alone differ by {apart:.1e}"
-        if apart <= _rounding(model):
+        if apart <= rounding(model):
             return Finding("rows apart", "ok", said)
         others = {key: value.clone() for key, value in batch.items()}
         others["input_ids"][1:] = others["input_ids"][1:].roll(1, dims=1)
@@ -116,29 +116,53 @@ def check_engine(
     Returns:
         The finding, with the weight that is furthest off.
     """
-    wanted = plain_gram(model, batch, progress)
-    missing = sorted(set(wanted) ^ set(gram))
+    missing = sorted(set(target_shapes(model)) ^ set(gram))
     if missing:
         return Finding("engine", "failed", f"engine and autograd differ in which weights they see: '{missing[0]}'")
+    error, worst = gram_error(model, batch, gram, progress)
+    said = f"inner products of {_rows(batch)} rows in {len(gram)} weights differ by {error:.1e} at most"
+    # A relative error of e in both gradients is one of 2 e in their product.
+    if error <= 2 * rounding(model):
+        return Finding("engine", "ok", f"{said} from plain autograd")
+    return Finding("engine", "failed", f"{said}, in '{worst}', from those of plain autograd row by row")
+
+
+def gram_error(
+    model: Any, batch: Batch, gram: Mapping[str, Tensor], progress: Callable[[], None] | None = None
+) -> tuple[float, str]:
+    """Compare inner products with those of plain autograd, one backward pass a row.
+
+    Args:
+        model: a causal LM, or a peft model; left as found.
+        batch: a few rows.
+        gram: `gradient_gram(model, batch, reduction="sum")`, of all weights or of some.
+        progress: called after each backward pass.
+
+    Returns:
+        The largest error of any weight, relative to its largest squared norm, and that weight's name.
+    """
+    wanted = plain_gram(model, batch, list(gram), progress)
     whole = torch.stack(list(wanted.values())).sum(dim=0).diagonal().max()
     errors = {
         name: float((gram[name] - value).abs().max() / value.diagonal().max().clamp(min=_NEGLIGIBLE**2 * whole))
         for name, value in wanted.items()
     }
     worst = max(errors, key=lambda name: errors[name])
-    said = f"inner products of {_rows(batch)} rows in {len(wanted)} weights differ by {errors[worst]:.1e} at most"
-    # A relative error of e in both gradients is one of 2 e in their product.
-    if errors[worst] <= 2 * _rounding(model):
-        return Finding("engine", "ok", f"{said} from plain autograd")
-    return Finding("engine", "failed", f"{said}, in '{worst}', from those of plain autograd row by row")
+    return errors[worst], worst
 
 
-def plain_gram(model: Any, batch: Batch, progress: Callable[[], None] | None = None) -> dict[str, Tensor]:
+def plain_gram(
+    model: Any,
+    batch: Batch,
+    parameters: Collection[str] | None = None,
+    progress: Callable[[], None] | None = None,
+) -> dict[str, Tensor]:
     """Inner products of token-summed gradients by one backward pass a row, never batched and never padded.
 
     Args:
         model: a causal LM, or a peft model; left as found.
         batch: a few rows.
+        parameters: which weights, see `gradient_targets`.
         progress: called after each backward pass.
 
     Returns:
@@ -148,9 +172,9 @@ def plain_gram(model: Any, batch: Batch, progress: Callable[[], None] | None = N
     found: dict[str, Tensor] = {}
     with _measuring(model):
         for i in range(rows):
-            first = _gradients(model, _row(batch, i))
+            first = _gradients(model, _row(batch, i), parameters)
             for j in range(i, rows):
-                second = _gradients(model, _row(batch, j)) if j > i else first
+                second = _gradients(model, _row(batch, j), parameters) if j > i else first
                 for name in first:
                     gram = found.setdefault(name, torch.zeros((rows, rows), dtype=torch.float64))
                     gram[i, j] = gram[j, i] = row_dots(first[name][None], second[name])[0]
@@ -173,8 +197,8 @@ def batch_gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
         return _gradients(model, batch)
 
 
-def _gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
-    with gradient_targets(model) as targets:
+def _gradients(model: Any, batch: Batch, parameters: Collection[str] | None = None) -> dict[str, Tensor]:
+    with gradient_targets(model, parameters) as targets:
         loss = token_losses(model, batch).losses.sum()
         found = torch.autograd.grad(loss, [*targets.values()], materialize_grads=True, allow_unused=True)
         return dict(zip(targets, found, strict=True))
@@ -209,7 +233,7 @@ def check_curvature(model: Any, batch: Batch) -> Finding:
         return Finding("curvature", "warning", f"by {BACKWARD}, since forward mode fails with {found.reason}")
     apart = _error(found[name], again[name])
     said = f"products by {FORWARD} and by {BACKWARD} differ by {apart:.1e} in '{name}'"
-    if apart <= 10 * _rounding(model):
+    if apart <= 10 * rounding(model):
         return Finding("curvature", "ok", said)
     return Finding(
         "curvature", "warning", f"{said}: an operation has a wrong second derivative, or the dtype is narrow"
@@ -244,6 +268,11 @@ def check_ties(model: nn.Module) -> Finding:
     return Finding("tied weights", "ok", "; ".join(tied) or "none")
 
 
+def rounding(model: nn.Module) -> float:
+    """Return the largest relative error that the dtype's rounding explains, in logits and gradients."""
+    return ROUNDING.get(next(model.parameters()).dtype, ROUNDING[torch.bfloat16])
+
+
 @contextmanager
 def _measuring(model: Any) -> Iterator[None]:
     with undisturbed(model), torch.enable_grad():
@@ -274,10 +303,6 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted.float()).norm()) / scale if scale else float(bool(found.any()))
 
 
-def _rounding(model: nn.Module) -> float:
-    return ROUNDING.get(next(model.parameters()).dtype, ROUNDING[torch.bfloat16])
-
-
 def _parting(model: nn.Module, first: Batch, second: Batch, row: int | None = None) -> str:
     """Name the first module whose output differs between two passes, in the order in which modules finish.
 
@@ -287,7 +312,7 @@ def _parting(model: nn.Module, first: Batch, second: Batch, row: int | None = No
     with torch.no_grad():
         ours, theirs = _outputs(model, first, row), _outputs(model, second, row)
     for (name, kind, one), (_, _, other) in zip(ours, theirs, strict=False):
-        if one.shape == other.shape and _error(other, one) > _rounding(model):
+        if one.shape == other.shape and _error(other, one) > rounding(model):
             return f"first seen at the output of '{name}' ({kind})"
     return "in no single module's output"
 

@@ -33,6 +33,7 @@ from geomsafe.training.probing import make_probes
 from geomsafe.training.progress import StepProgress
 from geomsafe.training.record import create_run, now, open_run, remove_leftovers, require_free, run_folder
 from geomsafe.training.scoring import score_run
+from geomsafe.training.selfcheck import gradient_check
 from geomsafe.training.weights import LAST, WeightStore
 
 
@@ -123,6 +124,9 @@ class Run:
         use_cache = bool(model.config.use_cache) or self._config.gradient_checkpointing
         store = WeightStore(material.loaded, anchor, self.folder, use_cache)
         probes = make_probes(self._config, material, anchor, self.folder)
+        if checkpoint is None and probes is not None:
+            pad_id = material.loaded.tokenizer.pad_token_id
+            self.record.provenance["checks"] = {"gradients": gradient_check(model, material.rows, pad_id)}
         self._describe(material, anchor, probes)
         with JsonLines(self.folder / "steps.jsonl") as rows, Interrupt(self._console) as interrupt:
             callback = MethodsCallback(self._methods, probes=probes, anchor=anchor)
