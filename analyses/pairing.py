@@ -32,6 +32,9 @@ DECISIVE = (
     "data", "columns", "data_limit", "max_length", *TUNABLE,
 )  # fmt: skip
 
+# Methods that leave training alone and offer a weight set beside the last iterate, under their own name.
+BESIDE = ("swa", "early-stop", "interpolate", "shrink", "random", "safe-lora")
+
 Kind = Literal["own last iterate", "learning rate x eta", "without the method", "settings", "none"]
 
 
@@ -49,8 +52,8 @@ class Method:
 
     @property
     def is_shadow(self) -> bool:
-        """Whether the average runs beside training and never acts on it."""
-        return self.is_ema and self.options.get("mode", "shadow") == "shadow"
+        """Whether its weights stand beside training, which it never acts on."""
+        return self.name in BESIDE or (self.is_ema and self.options.get("mode", "shadow") == "shadow")
 
     @property
     def eta(self) -> float:
@@ -182,7 +185,7 @@ def settings_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str,
 def describe_method(method: Method) -> str:
     """Return a short name such as "EMA shadow, η 0.25" with unbroken spaces in it."""
     if not method.is_ema:
-        options = ", ".join(f"{key} {value}" for key, value in method.options.items())
+        options = ", ".join(f"{key} {value}" for key, value in method.options.items() if value is not None)
         return f"{method.name} ({options})" if options else method.name
     every, unit = method.options.get("every", 1), method.options.get("unit", "step")
     period = "" if method.every == 1 else f", every {every} {unit}s" if every != 1 else f", every {unit}"
@@ -192,11 +195,12 @@ def describe_method(method: Method) -> str:
 def _contrast(arm: Arm, arms: Sequence[Arm]) -> Contrast:
     if arm.is_baseline:
         return _settings_contrast(arm, arms)
-    own = next((other for other in arms if other.is_baseline and other.runs == arm.runs), None)
+    own = next((other for other in arms if other.weights == "final" and other.runs == arm.runs), None)
     if arm.weights != "final" and all(method.is_shadow for method in arm.methods if method.is_ema):
         plain = own.key if own else None
         basis = "the last iterate of the same runs" if own else "the last iterate of the same runs was not scored"
-        return Contrast(arm.key, plain, "own last iterate" if own else "none", basis, plain)
+        baseline = plain if own and own.is_baseline else None
+        return Contrast(arm.key, plain, "own last iterate" if own else "none", basis, baseline)
     acting = [method for method in arm.methods if not method.is_shadow]
     feedback = [method for method in acting if method.is_ema]
     rest = tuple(method for method in acting if not method.is_ema)
@@ -257,7 +261,7 @@ def _arm(group: Sequence[Run], weights: str, varying: Sequence[str]) -> Arm:
             runs.setdefault(run.seed, run.id)
     shadows = [method for method in first.methods if method.is_shadow]
     acting = tuple(method for method in first.methods if not method.is_shadow)
-    methods = acting if weights == "final" else first.methods
+    methods = acting if weights == "final" else _behind(first.methods, weights)
     emas = [method for method in methods if method.is_ema]
     lr: float | None = float(first.settings.get("lr", math.nan))
     for method in emas:
@@ -277,6 +281,20 @@ def _arm(group: Sequence[Run], weights: str, varying: Sequence[str]) -> Arm:
         methods=methods,
         effective_lr=lr,
         window=window,
+    )
+
+
+def _behind(methods: Sequence[Method], weights: str) -> tuple[Method, ...]:
+    """Return the methods that made a weight set: those that act on training, and the one whose set it is."""
+    seen: dict[str, int] = {}
+    labels = []
+    for method in methods:
+        seen[method.name] = seen.get(method.name, 0) + 1
+        labels.append(method.name if seen[method.name] == 1 else f"{method.name}-{seen[method.name]}")
+    if weights not in labels:
+        return tuple(methods)
+    return tuple(
+        method for method, label in zip(methods, labels, strict=True) if label == weights or not method.is_shadow
     )
 
 

@@ -437,3 +437,52 @@ def token_mean_gradients(model: Any, examples: Sequence[Any]) -> dict[str, Tenso
         log_probs = slow_target_log_probs(model, example.input_ids, example.labels)
         (-torch.stack(log_probs).sum() / tokens).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+# --- methods on weights ------------------------------------------------------------------------------------------
+
+
+def moved_norm(weights: dict[str, Tensor], start: dict[str, Tensor]) -> float:
+    """||theta - theta_0|| over all tensors, from the definition, in float64."""
+    squares = [float(((weights[name].double() - start[name].double()) ** 2).sum()) for name in start]
+    return math.sqrt(math.fsum(squares))
+
+
+def on_the_ray(theta: dict[str, Tensor], start: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """theta_0 + factor (theta - theta_0), tensor by tensor."""
+    return {name: start[name] + factor * (theta[name] - start[name]) for name in start}
+
+
+def uniform_mean(path: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several weights: all added up, then divided."""
+    return {name: sum(point[name] for point in path) / len(path) for name in path[0]}
+
+
+def l2sp_by_hand(
+    model: Any, batches: Sequence[Any], lr: float, strength: float, mode: str, kind: str = "adamw"
+) -> dict[str, Tensor]:
+    """Weights after one step a batch, the pull towards theta_0 written out; `batches` are loss functions.
+
+    coupled: autograd of loss + strength / 2 ||theta - theta_0||^2. decoupled: the anchored average
+    decay theta_0 + (1 - decay) theta with decay = lr strength, after the optimizer's step.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    start = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.0)
+        if kind == "adamw"
+        else torch.optim.SGD(weights.values(), lr=lr)
+    )
+    for loss_of in batches:
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        if mode == "coupled":
+            loss = loss + strength / 2 * sum(((weights[name] - start[name]) ** 2).sum() for name in weights)
+        loss.backward()
+        optimizer.step()
+        if mode == "decoupled":
+            decay = lr * strength
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_(decay * start[name] + (1 - decay) * weight)
+    return {name: weight.detach().clone() for name, weight in weights.items()}

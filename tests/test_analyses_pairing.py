@@ -116,3 +116,23 @@ def test_strength_follows_seeds_and_starts(seeds: int, starts: int, word: str) -
 )
 def test_verdict_words(control: Effect, baseline: Effect | None, p: float | None, word: str) -> None:
     assert verdict.judge(control, baseline, p) == word
+
+
+def test_sets_beside_training_share_one_run_and_each_has_its_last_iterate() -> None:
+    methods = [Method("interpolate", {"alpha": 0.5}), Method("shrink", {"distance": None, "to": "ema"}), SHADOW]
+    methods.append(Method("interpolate", {"alpha": 0.25}))
+    sets = ("theta_0", "final", "interpolate", "interpolate-2", "shrink", "ema")
+    acting = Method("l2sp", {"strength": 0.1})
+    for extra in ((), (acting,)):
+        arms = pairing.make_arms(_runs("run", *extra, *methods, weights=sets))
+        by_weights = {arm.weights: arm for arm in arms}
+        prefix = "l2sp (strength 0.1) + " if extra else ""
+        assert by_weights["interpolate"].label == f"{prefix}interpolate (alpha 0.5)"
+        assert by_weights["interpolate-2"].label == f"{prefix}interpolate (alpha 0.25)"
+        assert by_weights["shrink"].label == f"{prefix}shrink (to ema)"
+        assert by_weights["final"].methods == extra
+        controls = {c.arm: c for c in pairing.make_contrasts(arms)}
+        for name in sets[2:]:
+            contrast = controls[by_weights[name].key]
+            assert (contrast.kind, contrast.control) == ("own last iterate", by_weights["final"].key)
+            assert contrast.baseline == (None if extra else by_weights["final"].key)

@@ -356,3 +356,24 @@ def test_gradient_checkpointing_takes_the_same_steps(tmp_path: Path) -> None:
 def test_a_learning_rate_of_zero_is_a_run_without_a_direction(tmp_path: Path) -> None:
     record = read_record(train(tiny_run(tmp_path, lr=0, method=["ema"]), console=QUIET))
     assert {(entry.distance, entry.alignment) for entry in record.weights.values()} == {(0.0, None)}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_one_fine_tune_carries_any_number_of_weight_sets(tmp_path: Path, lora: bool) -> None:
+    methods = ["ema:eta=0.2", "swa:start=0.5", "early-stop:step=4", "interpolate:alpha=0.25", "shrink:to=ema", "random"]
+    adapters = {"lora": {"rank": 2, "alpha": 4}} if lora else {}
+    run = train(tiny_run(tmp_path, method=methods, save_weights_at=[4], **adapters), console=QUIET)
+    entries = read_record(run).weights
+    assert set(entries) == {"final", "ema", "swa", "early-stop", "interpolate", "shrink", "random", "step-000004"}
+    assert same_bits(weights(run, "early-stop"), weights(run, "step-000004"))
+    assert entries["early-stop"].step == 4
+    assert entries["interpolate"].distance == pytest.approx(0.25 * entries["final"].distance, rel=1e-4)
+    assert entries["shrink"].distance == pytest.approx(entries["ema"].distance, rel=1e-4)
+    assert entries["random"].distance == pytest.approx(entries["final"].distance, rel=1e-4)
+    assert entries["interpolate"].alignment == pytest.approx(1, abs=1e-6)
+    assert abs(entries["random"].alignment or 0) < 0.05
+    assert {name: (run / entry.path / "adapter").exists() for name, entry in entries.items()} == {
+        name: lora and name in {"final", "early-stop", "step-000004"} for name in entries
+    }
+    for name in entries:
+        AutoModelForCausalLM.from_pretrained(run / "weights" / name)

@@ -24,11 +24,13 @@ class AdaptedLayer:
         name: name of the base weight in the model without adapters.
         layer: peft's layer.
         factors: the trained A and B.
+        output_factors: the B among them, one an adapter; they scale delta W and start at zero.
     """
 
     name: str
     layer: Any
     factors: tuple[nn.Parameter, ...]
+    output_factors: tuple[nn.Parameter, ...]
 
     @property
     def weight(self) -> nn.Parameter:
@@ -52,8 +54,13 @@ def adapted_layers(model: nn.Module) -> Iterator[AdaptedLayer]:
         Each adapted layer, named by its base weight.
     """
     for name, layer in lora_layers(model).items():
-        factors = (p for path, p in layer.named_parameters() if p.requires_grad and is_adapter_name(f".{path}"))
-        yield AdaptedLayer(name, layer, tuple(factors))
+        factors = {
+            path: factor
+            for path, factor in layer.named_parameters()
+            if factor.requires_grad and is_adapter_name(f".{path}")
+        }
+        outputs = [factor for path, factor in factors.items() if path.startswith(("lora_B.", "lora_embedding_B."))]
+        yield AdaptedLayer(name, layer, tuple(factors.values()), tuple(outputs))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ or `Trainer.compute_loss` and come with their own files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from geomsafe.config import Settings
+from geomsafe.methods.origin import Origin
 
 Swap = Callable[[nn.Module], AbstractContextManager[nn.Module]]
 
@@ -45,11 +46,15 @@ class Method:
         Options: the settings behind `NAME:key=value`, validated by pydantic.
         label: the method's name in the record, unique within a run (`ema`, `ema-2`).
         acts_on_gradient: whether `on_gradient` may change gradients, so that their norm is taken again.
+        uses_origin: whether the method needs theta_0, which is then kept once for all methods of a run.
+        origin: theta_0, given before `start`.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[Settings]] = Settings
     acts_on_gradient: ClassVar[bool] = False
+    uses_origin: ClassVar[bool] = False
+    origin: Origin
 
     def __init__(self, options: Settings | None = None) -> None:
         self.options = options if options is not None else self.Options()
@@ -62,6 +67,13 @@ class Method:
             model: the model that is trained.
             optimizer: its optimizer, for methods that read optimizer state.
             schedule: the length of the run.
+        """
+
+    def meet(self, methods: Sequence[Method]) -> None:
+        """Get to know the methods of the run; called once all have started.
+
+        Args:
+            methods: the methods in order, this one included.
         """
 
     def on_gradient(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -96,6 +108,18 @@ class Method:
             the weights inside it and its own again, bitwise, afterwards.
         """
         return {}
+
+    def step_of(self, name: str, last: int) -> int:
+        """Return the step that a weight set belongs to.
+
+        Args:
+            name: a name of `weight_sets`.
+            last: the last step of the run.
+
+        Returns:
+            `last`, unless the set is of an earlier one.
+        """
+        return last
 
     def displacement(self, name: str) -> Iterator[tuple[str, Tensor]] | None:
         """Return a weight set's displacement from theta_0 where the model cannot hold it.

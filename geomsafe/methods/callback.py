@@ -32,8 +32,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from geomsafe.errors import TrainingError
 from geomsafe.methods.base import Method, Schedule
 from geomsafe.methods.finite import NotFiniteError, first_bad_gradient
+from geomsafe.methods.origin import Origin
 
 STATE_FILE = "geomsafe-methods.safetensors"
+_ORIGIN = "theta_0"
 
 
 class ProbesLike(Protocol):
@@ -93,6 +95,7 @@ class MethodsCallback(TrainerCallback):
         self._probe_steps: set[int] = set()
         self._anchor = anchor
         self._anchor_norm = math.nan
+        self._origin: Origin | None = None
         self.log = log
         self._clip = 0.0
         self._row: dict[str, Any] = {}
@@ -129,12 +132,23 @@ class MethodsCallback(TrainerCallback):
         """
         if self.schedule is None:
             raise TrainingError("the length of the run is not known: begin() is called by on_train_begin()")
+        saved = _saved_states(self.state_folder or folder / f"checkpoint-{step}") if step else None
+        if any(method.uses_origin for method in self.methods):
+            self._origin = Origin(model)
+            if saved is not None:
+                # Before the methods start: the model has moved on, and they look at theta_0.
+                self._origin.load_state_dict(_under(saved, _ORIGIN))
         for method in self.methods:
+            if self._origin is not None:
+                method.origin = self._origin
             method.start(model, optimizer, self.schedule)
+        for method in self.methods:
+            method.meet(self.methods)
         if self._anchor is not None:
             self._anchor_norm = self._anchor.norm()
-        if step:
-            self._load(self.state_folder or folder / f"checkpoint-{step}")
+        if saved is not None:
+            for method in self.methods:
+                method.load_state_dict(_under(saved, method.label))
         self._probe_steps = self._probes.steps(self.schedule.total_steps) if self._probes else set()
         if self._probes and step == 0 and 0 in self._probe_steps:
             self._probes.measure(0)
@@ -207,9 +221,9 @@ class MethodsCallback(TrainerCallback):
         """Write the methods' state into the checkpoint that Trainer has just written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         tensors = {
-            f"{method.label}/{name}": tensor.contiguous()
-            for method in self.methods
-            for name, tensor in method.state_dict().items()
+            f"{label}/{name}": tensor.contiguous()
+            for label, state in self._states().items()
+            for name, tensor in state.items()
         }
         save_file(tensors, folder / STATE_FILE)
 
@@ -219,20 +233,26 @@ class MethodsCallback(TrainerCallback):
         """Give `args.max_grad_norm` back."""
         args.max_grad_norm = self._clip
 
-    def _load(self, folder: Path) -> None:
-        path = folder / STATE_FILE
-        if not path.is_file():
-            raise TrainingError(f"the methods' state '{path}' is missing: resume from a checkpoint written with them")
-        tensors = load_file(path)
-        for method in self.methods:
-            prefix = f"{method.label}/"
-            method.load_state_dict({
-                name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
-            })
+    def _states(self) -> dict[str, dict[str, Tensor]]:
+        origin = {_ORIGIN: self._origin.state_dict()} if self._origin is not None else {}
+        return origin | {method.label: method.state_dict() for method in self.methods}
 
     def _require_finite(self, args: TrainingArguments, model: nn.Module, norm: Tensor, step: int) -> None:
         if not torch.isfinite(norm) and not args.fp16:
             raise NotFiniteError("the gradient", step, first_bad_gradient(model))
+
+
+def _saved_states(folder: Path) -> dict[str, Tensor]:
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise TrainingError(f"the methods' state '{path}' is missing: resume from a checkpoint written with them")
+    return load_file(path)
+
+
+def _under(tensors: dict[str, Tensor], label: str) -> dict[str, Tensor]:
+    """Return the tensors that one method has saved, by its own names."""
+    prefix = f"{label}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def refuse_distributed(args: TrainingArguments) -> None:

@@ -11,9 +11,25 @@ from geomsafe.config import MethodSpec
 from geomsafe.errors import ConfigError
 from geomsafe.methods.base import Method
 from geomsafe.methods.baseline import Baseline
+from geomsafe.methods.early_stop import EarlyStop
 from geomsafe.methods.ema import Ema
+from geomsafe.methods.interpolate import Interpolate
+from geomsafe.methods.l2sp import L2SP
+from geomsafe.methods.random_direction import RandomDirection
+from geomsafe.methods.shrink import Shrink
+from geomsafe.methods.swa import Swa
 
-REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Baseline, Ema)}
+METHODS: tuple[type[Method], ...] = (
+    Baseline,
+    Ema,
+    Swa,
+    L2SP,
+    EarlyStop,
+    Interpolate,
+    Shrink,
+    RandomDirection,
+)
+REGISTRY: dict[str, type[Method]] = {method.name: method for method in METHODS}
 
 
 def make_method(spec: MethodSpec | str) -> Method:

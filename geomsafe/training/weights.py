@@ -83,7 +83,7 @@ class WeightStore:
                 if moved is not None:
                     # The set has no factors of its own: it is saved merged, the adapter would be theta_0's.
                     shutil.rmtree(self._run / "weights" / name / "adapter")
-                entries[name] = self._entry(name, step, *measured)
+                entries[name] = self._entry(name, method.step_of(name, step), *measured)
         return entries
 
     def align(self, entries: dict[str, WeightSet]) -> dict[str, WeightSet]:
