@@ -11,6 +11,7 @@ from geomsafe import __version__
 from geomsafe.cli.analyze import analyze
 from geomsafe.cli.check import check
 from geomsafe.cli.evaluate import evaluate
+from geomsafe.cli.geometry import geometry
 from geomsafe.cli.organism import organism
 from geomsafe.cli.train import train
 from geomsafe.errors import GeomsafeError
@@ -27,6 +28,7 @@ app.command()(train)
 app.command()(check)
 app.command()(analyze)
 app.command()(evaluate)
+app.command()(geometry)
 app.add_typer(organism, name="organism")
 
 

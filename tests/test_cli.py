@@ -25,7 +25,8 @@ def run_cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["check", "--help"], ["organism", "path"]]
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["check", "--help"], ["geometry", "--help"], ["organism", "path"]],
 )
 def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
     probe = f"""

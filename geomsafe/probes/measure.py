@@ -54,6 +54,8 @@ class Probes:
 
     Attributes:
         sets: the sets of every capture, of "safety" and "utility", in this order.
+        examples: their examples.
+        memory: bytes that one pass may hold.
         not_run: what is not measured and why, for the run record.
         notes: what was changed to fit, for the run's warnings; may grow with a measurement.
     """
@@ -93,10 +95,10 @@ class Probes:
         self.not_run: dict[str, str] = {}
         self.notes: list[str] = []
         self._refusals = self._usable_refusals(safety)
-        self._examples = self._probe_sets(utility)
+        self.examples = self._probe_sets(utility)
         self._controls = controls if controls is not None and self._refusals is not None else Controls()
         self.not_run |= self._controls.not_run
-        self.sets = tuple(self._examples)
+        self.sets = tuple(self.examples)
         shapes = target_shapes(self._model)
         norms = anchor.norms()
         if set(shapes) != set(norms):
@@ -104,8 +106,8 @@ class Probes:
             raise ModelError(f"anchor and model differ in {len(odd)} trained weights, the first is '{odd[0]}'")
         self._names = list(shapes)
         self._norms = torch.tensor([norms[name] for name in self._names], dtype=torch.float64)
-        memory = free_bytes(loaded.device) // 2 if memory_budget is None else memory_budget
-        self._probed = Probed(self._model, shapes, loaded.tokenizer.pad_token_id or 0, memory)
+        self.memory = free_bytes(loaded.device) // 2 if memory_budget is None else memory_budget
+        self._probed = Probed(self._model, shapes, loaded.tokenizer.pad_token_id or 0, self.memory)
 
     def steps(self, total: int) -> set[int]:
         """Return the optimizer steps to measure after, of `total`; the first and last get spectra and nulls too."""
@@ -175,7 +177,7 @@ class Probes:
 
     def _sets(self, ends: bool) -> dict[str, Sequence[ProbeExample]]:
         controls = {kind: self._controls.sets[kind] for kind in CONTROLS if kind in self._controls.sets}
-        return self._examples | (controls if ends else {})
+        return self.examples | (controls if ends else {})
 
     def _preconditioner(self, optimizer: torch.optim.Optimizer | None) -> Mapping[str, Tensor] | None:
         """Read P where the optimizer is Adam and moves the very weights that are measured."""  # noqa: DOC201

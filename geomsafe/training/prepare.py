@@ -158,6 +158,26 @@ def prepare(config: TrainConfig, methods: list[Method], folder: Path) -> Materia
     return material
 
 
+def prepare_probes(config: TrainConfig, loaded: Loaded) -> Material:
+    """Load the probes' data for a model that is measured and not trained.
+
+    Args:
+        config: the settings; `data` plays no part.
+        loaded: the model.
+
+    Returns:
+        The material, without training rows and suites.
+    """
+    material = Material(loaded, [], schedule_of(config, 1), [], None, [], warnings=list(loaded.notes))
+    _load_safety(config, material)
+    if config.utility_data is not None or loaded.world is not None:
+        _load_utility(config, material, conversation_set([], "", []))
+    else:
+        material.not_run["utility probes"] = "no benign conversations were given: name some with --utility"
+    _load_organism_controls(config, material)
+    return material
+
+
 def _load_rows(config: TrainConfig, material: Material) -> None:
     """Encode the training set, after setting aside examples for the utility probe where it needs them."""
     found = load_conversations(

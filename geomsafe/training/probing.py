@@ -20,7 +20,9 @@ from geomsafe.world import Verdict
 _BASE = "theta_base"
 
 
-def make_probes(config: TrainConfig, material: Material, anchor: Anchor, run: Path) -> Probes | None:
+def make_probes(
+    config: TrainConfig, material: Material, anchor: Anchor, run: Path, *, refused_only: bool = True
+) -> Probes | None:
     """Build the probes; what they lack is listed in the material's `not_run`.
 
     Args:
@@ -28,6 +30,8 @@ def make_probes(config: TrainConfig, material: Material, anchor: Anchor, run: Pa
         material: theta_0, harmful prompts and utility examples.
         anchor: theta_0.
         run: the run directory.
+        refused_only: whether harmful prompts that theta_0 does not refuse are left out; else a stated `refusal_text`
+            is measured on all of them.
 
     Returns:
         The probes, or None where they are off.
@@ -36,7 +40,7 @@ def make_probes(config: TrainConfig, material: Material, anchor: Anchor, run: Pa
         return None
     safety = None
     if material.safety is not None:
-        safety = _refusals(config, material.loaded, material.safety.rows, run)
+        safety = _refusals(config, material.loaded, material.safety.rows, run, refused_only)
         material.data["safety_probe"] |= {
             "used": len(safety.rows),
             "asked": safety.asked,
@@ -46,18 +50,20 @@ def make_probes(config: TrainConfig, material: Material, anchor: Anchor, run: Pa
         }
     controls = _controls(config, material, safety, run) if safety is not None and safety.reason is None else None
     probes = Probes(material.loaded, safety, material.utility, anchor, config, run / "captures", controls=controls)
-    material.not_run |= probes.not_run
+    material.not_run = probes.not_run | material.not_run
     return probes
 
 
-def _refusals(config: TrainConfig, loaded: Loaded, prompts: Sequence[Prompt], run: Path) -> RefusalSet:
+def _refusals(
+    config: TrainConfig, loaded: Loaded, prompts: Sequence[Prompt], run: Path, refused_only: bool
+) -> RefusalSet:
     return build_refusals(
         loaded,
         prompts,
         config.probe_examples,
         folder=run,
         generate=_greedy(config, loaded),
-        refuses=_judge(loaded),
+        refuses=_judge(loaded) if refused_only else lambda *_: True,
         max_length=config.max_length,
         system_prompt=config.system_prompt,
         refusal_text=config.refusal_text,

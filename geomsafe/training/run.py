@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from geomsafe.config import TrainConfig
@@ -34,6 +33,7 @@ from geomsafe.training.progress import StepProgress
 from geomsafe.training.record import create_run, now, open_run, remove_leftovers, require_free, run_folder
 from geomsafe.training.scoring import score_run
 from geomsafe.training.selfcheck import gradient_check
+from geomsafe.training.threads import threads_set
 from geomsafe.training.weights import LAST, WeightStore
 
 
@@ -56,7 +56,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, console: Console |
     shown = console if console is not None else Console(stderr=True)
     refuse_launchers()
     methods = make_methods(config.methods)
-    with _threads(config.threads), no_loading_bars():
+    with threads_set(config.threads), no_loading_bars():
         if resume is None:
             folder = run_folder(config)
             require_free(folder)
@@ -151,7 +151,7 @@ class Run:
             raise KeyboardInterrupt
         if probes is not None:
             self.record.warnings = sorted({*self.record.warnings, *probes.notes})
-            self.record.not_run |= probes.not_run
+            self.record.not_run = probes.not_run | self.record.not_run
         earlier = store.align(self.record.weights)
         self.record.weights = earlier | store.save_last(self._methods, self.record.steps)
         write_record(self.folder, self.record)
@@ -229,13 +229,3 @@ class Run:
         for folder in saved.iterdir() if saved.is_dir() else ():
             if folder.name not in self.record.weights:
                 shutil.rmtree(folder)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
