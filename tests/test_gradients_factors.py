@@ -227,3 +227,24 @@ def test_unknown_names_and_examples() -> None:
         factors.left_basis("lm_head.weight", examples=[])
     with pytest.raises(GeomsafeError, match="norm"):
         factors.left_basis("model.norm.weight")
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2", "mixtral"])
+def test_either_side_of_one_example_and_the_axis_it_lies_on(arch: str) -> None:
+    model, rows = shared_model(arch), shared_rows(arch)
+    factors = gradient_factors(model, padded(some_examples()[:1]), reduction="sum")
+    kept = 0
+    for name, row in rows.items():
+        if row.dim() != 3:
+            continue
+        left, values, right = torch.linalg.svd(row[0], full_matrices=False)
+        rank = well_separated(values, 6)
+        if rank == 0:
+            continue
+        kept += 1
+        for opposite in (False, True):
+            found = factors.decomposition(name, rank, opposite=opposite)
+            assert found.axis == int(input_first(model, name) ^ opposite), name
+            wanted = left[:, :rank] if found.axis == 0 else right[:rank].T
+            assert projector_distance(found.vectors, wanted) < 1e-6, name
+    assert kept >= 10

@@ -9,12 +9,12 @@ larger than it must be. All of it in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from geomsafe.gradients.uses import Outer, Use
+from geomsafe.gradients.uses import Dense, Use
 
 SVD_SIDE = 64
 """Shorter side up to which a formed gradient is decomposed directly; above, through its smaller Gram matrix."""
@@ -22,15 +22,23 @@ SVD_SIDE = 64
 
 @dataclass(frozen=True)
 class LeftBasis:
-    """The leading output-side singular vectors of one weight's summed gradient."""
+    """The leading singular vectors of one weight's summed gradient, on the output side unless asked otherwise."""
 
     vectors: Tensor  # (d_out, <= rank) float64, columns orthonormal, fewer where the gradient's rank is lower
     singular_values: Tensor  # (min(shape) or fewer,) float64, falling; what is left out is zero
     energy: float  # the sum of all squared singular values, ||G||_F^2
+    axis: int = 0  # the axis of the weight matrix that the vectors live on: 1 for GPT-2's Conv1D and for embeddings
 
 
 def left_basis(
-    uses: Sequence[Use], weights: Tensor, height: int, width: int, rank: int, *, side: int = SVD_SIDE
+    uses: Sequence[Use],
+    weights: Tensor,
+    height: int,
+    width: int,
+    rank: int,
+    *,
+    side: int = SVD_SIDE,
+    opposite: bool = False,
 ) -> LeftBasis:
     """Decompose sum_i w_i G_i of one weight.
 
@@ -41,38 +49,38 @@ def left_basis(
         width: d1.
         rank: vectors wanted.
         side: shorter side up to which a gradient that must be formed gets an SVD, see `decompose`.
+        opposite: give the singular vectors of the other side, which faces the layer's input.
 
     Returns:
-        The basis on the side that faces the layer's output.
+        The basis on the side that faces the layer's output. A weight that is also a linear layer's (tied
+        embeddings) is seen from that layer.
     """
-    first = uses[0]
-    if all(isinstance(use, Outer) for use in uses):
-        pairs = [use.chosen(weights) for use in uses if isinstance(use, Outer)]
-        left, right = (torch.cat([pair[side] for pair in pairs]).double() for side in (0, 1))
+    axis = min(use.output for use in uses) ^ opposite
+    if not any(isinstance(use, Dense) for use in uses):
+        pairs = [use.chosen(weights) for use in uses if not isinstance(use, Dense)]
+        left, right = (torch.cat([pair[place] for pair in pairs]).double() for place in (0, 1))
         if len(left) < min(height, width):
-            return _of_factors(*((left, right) if first.output == 0 else (right, left)), rank)
-        return decompose(left.T @ right, first.output, rank, side=side)
+            return replace(_of_factors(*((left, right) if axis == 0 else (right, left)), rank), axis=axis)
+        return decompose(left.T @ right, axis, rank, side=side)
     total = torch.stack([use.weighted_sum(weights).double().reshape(height, width) for use in uses]).sum(dim=0)
-    # A weight that is also a linear layer's (tied embeddings) is seen from that layer.
-    output = min(use.output for use in uses)
-    return decompose(total, output, rank, side=side)
+    return decompose(total, axis, rank, side=side)
 
 
-def decompose(gradient: Tensor, output: int, rank: int, *, side: int = SVD_SIDE) -> LeftBasis:
-    """Return the decomposition of a gradient matrix (d0, d1) float64 whose axis `output` faces the layer's output.
+def decompose(gradient: Tensor, axis: int, rank: int, *, side: int = SVD_SIDE) -> LeftBasis:
+    """Return the decomposition of a gradient matrix (d0, d1) float64, with the singular vectors on side `axis`.
 
     Args:
         gradient: the matrix.
-        output: 0 or 1.
+        axis: 0 or 1.
         rank: vectors wanted; 0 for singular values alone.
         side: shorter side up to which there is an SVD. Above it the eigenvectors of the smaller Gram matrix serve, at
             a third of the time: singular values are then exact to 1e-8 of the largest, below the rounding of a float32
             gradient, and vectors of smaller ones are left out.
 
     Returns:
-        The basis on the side that faces the layer's output.
+        The basis.
     """
-    facing = gradient if output == 0 else gradient.T
+    facing = gradient if axis == 0 else gradient.T
     precision = torch.finfo(gradient.dtype).eps
     if rank == 0:
         values = torch.linalg.svdvals(facing) if min(facing.shape) <= side else _values_by_squares(facing)
@@ -89,7 +97,7 @@ def decompose(gradient: Tensor, output: int, rank: int, *, side: int = SVD_SIDE)
         values, inner = squares.clamp(min=0).sqrt().flip(0), inner.flip(1)
         wanted = inner[:, : min(rank, int((values > 0).sum()))]
         vectors, _ = torch.linalg.qr(facing @ wanted)
-    return _leading(vectors, values, rank, precision * max(facing.shape))
+    return replace(_leading(vectors, values, rank, precision * max(facing.shape)), axis=axis)
 
 
 def _values_by_squares(matrix: Tensor) -> Tensor:

@@ -75,9 +75,25 @@ class GradientFactors:
         return self.decomposition(name, 1, examples, index).singular_values
 
     def decomposition(
-        self, name: str, rank: int = 20, examples: Sequence[int] | None = None, index: int | None = None
+        self,
+        name: str,
+        rank: int = 20,
+        examples: Sequence[int] | None = None,
+        index: int | None = None,
+        *,
+        opposite: bool = False,
     ) -> LeftBasis:
-        """Return basis, singular values and energy of the summed gradient; arguments as in `left_basis`.
+        """Return basis, singular values and energy of the summed gradient.
+
+        Args:
+            name: the weight; it and the next three are as in `left_basis`.
+            rank: vectors wanted.
+            examples: which ones are summed.
+            index: which expert.
+            opposite: take the singular vectors that face the layer's input instead.
+
+        Returns:
+            The decomposition.
 
         Raises:
             ModelError: as in `left_basis`.
@@ -94,11 +110,11 @@ class GradientFactors:
             uses: list[Use] = [Dense(use.values[:, index]) for use in piece.uses if isinstance(use, Dense)]
         else:
             uses = same_expert(piece.uses).get(index, [])
-        height, width = piece.shape[-2:]
+        height, width = piece.shape[-2:] if fused else (piece.shape[0], piece.shape[1:].numel())
         if not uses:
             nothing = torch.zeros((height, 0), dtype=torch.float64)
             return LeftBasis(nothing, torch.zeros(0, dtype=torch.float64), 0.0)
-        return left_basis(uses, weights, height, width, rank)
+        return left_basis(uses, weights, height, width, rank, opposite=opposite)
 
     def summed(self, name: str, examples: Sequence[int] | None = None) -> Tensor:
         """Return the summed gradient of one weight, in its shape, each example scaled by the reduction."""

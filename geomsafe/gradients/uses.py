@@ -162,6 +162,16 @@ class Lookup:
         result = self.grad.new_zeros((self.height, self.grad.shape[1]))
         return result.index_add_(0, self.ids, self.grad * weights.to(self.grad)[self.rows.example, None])
 
+    def chosen(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return factors (ids, d0) and (ids, d1) of sum_i w_i G_i: one row for each id that is read."""
+        scale = weights.to(self.grad)[self.rows.example]
+        kept = scale.nonzero()[:, 0]
+        read, place = torch.unique(self.ids[kept], return_inverse=True)
+        left = self.grad.new_zeros((len(read), self.height))
+        left[torch.arange(len(read), device=left.device), read] = 1
+        right = self.grad.new_zeros((len(read), self.grad.shape[1]))
+        return left, right.index_add_(0, place, self.grad[kept] * scale[kept, None])
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
