@@ -184,6 +184,69 @@ def ema_of_lists(path: list[list[float]], eta: float, every: int) -> list[float]
     return average
 
 
+def spf_projection(
+    gradients: dict[str, Tensor],
+    safety: dict[str, Tensor],
+    basis: dict[str, Tensor] | None = None,
+    *,
+    rank: int,
+    share: float = 0.5,
+    side: str = "left",
+    test: str = "global",
+    input_first: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """SPF's projection of all gradients, each in conflict decomposed densely.
+
+    `basis` gives the gradients that the subspaces are those of (default: `safety`). Names in `input_first` are stored
+    (d_in, d_out); three axes are experts.
+    """
+    signs = {name: float((gradients[name] * safety[name]).sum()) for name in gradients}
+    together = {
+        name: {
+            "global": sum(signs.values()),
+            "layer": sum(dot for other, dot in signs.items() if _layer(other) == _layer(name)),
+            "parameter": signs[name],
+        }[test]
+        for name in gradients
+    }
+    return {
+        name: _spf_weight(gradient, (basis or safety)[name], rank, share, side, name in input_first)
+        if together[name] < 0
+        else gradient
+        for name, gradient in gradients.items()
+    }
+
+
+def _layer(name: str) -> str:
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name
+
+
+def _spf_weight(gradient: Tensor, safety: Tensor, rank: int, share: float, side: str, input_first: bool) -> Tensor:
+    if gradient.dim() == 3:
+        pairs = zip(gradient, safety, strict=True)
+        return torch.stack([_spf_weight(one, other, rank, share, side, input_first) for one, other in pairs])
+    if input_first:
+        return _spf_weight(gradient.T, safety.T, rank, share, side, False).T
+    matrix, anchor = gradient.reshape(len(gradient), -1), safety.reshape(len(safety), -1)
+    left, values, right = torch.linalg.svd(anchor, full_matrices=False)
+    kept = min(rank, max(1, int(share * min(matrix.shape))), int((values > 1e-12 * values[0]).sum()))
+    if side in {"left", "both"} or gradient.dim() == 1:
+        matrix = matrix - left[:, :kept] @ left[:, :kept].T @ matrix
+    if side in {"right", "both"} and gradient.dim() > 1:
+        matrix = matrix - matrix @ right[:kept].T @ right[:kept]
+    return matrix.reshape(gradient.shape)
+
+
+def pcgrad_projection(gradients: dict[str, Tensor], against: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PCGrad's projection of one flat vector against another."""
+    first, second = (torch.cat([side[name].flatten() for name in gradients]) for side in (gradients, against))
+    dot = float(first @ second)
+    factor = dot / float(second @ second) if dot < 0 else 0.0
+    return {name: gradient - factor * against[name] for name, gradient in gradients.items()}
+
+
 # --- analyses ------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from geomsafe.gradients.engine import (
     gradient_sketch,
 )
 from geomsafe.gradients.factors import Factors, GradientFactors
-from geomsafe.gradients.losses import token_losses
+from geomsafe.gradients.losses import target_log_probs, token_losses
 from geomsafe.gradients.plan import CapturePlan, plan_capture
 from geomsafe.gradients.products import row_dots, row_gram
 from geomsafe.gradients.quantities import Basis, Dots, Gram, Quantity, Sketch, Sum
@@ -67,6 +67,7 @@ __all__ = [
     "plan_capture",
     "row_dots",
     "row_gram",
+    "target_log_probs",
     "target_shapes",
     "token_losses",
     "top_eigenvalues",

@@ -32,6 +32,30 @@ def token_losses(model: Any, batch: Mapping[str, Tensor]) -> TokenLosses:
     Returns:
         Losses and token counts, one an example.
     """
+    scores, targets, chosen = _target_scores(model, batch)
+    each = torch.nn.functional.cross_entropy(scores, targets[chosen], reduction="none")
+    # Placed and then summed along rows: scattered addition has no fixed order on CUDA.
+    placed = each.new_zeros(targets.shape)
+    placed[chosen] = each
+    return TokenLosses(placed.sum(dim=1), chosen.sum(dim=1))
+
+
+def target_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Run the model on a batch and give its distribution at each position that predicts a target.
+
+    Args:
+        model: as in `token_losses`, and so is `batch`.
+        batch: the examples.
+
+    Returns:
+        (targets of all examples in order, vocabulary) log-probabilities, float32 (float64 for a float64
+        model), with the graph.
+    """
+    return torch.log_softmax(_target_scores(model, batch)[0], dim=-1)
+
+
+def _target_scores(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits (targets, vocabulary), and labels (examples, tokens - 1) with a mask of the targets among them."""
     device = next(model.parameters()).device
     ids, mask, labels = (batch[key].to(device) for key in ("input_ids", "attention_mask", "labels"))
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -46,8 +70,4 @@ def token_losses(model: Any, batch: Mapping[str, Tensor]) -> TokenLosses:
     scores = logits[:, :-1][chosen] if logits.shape[:-1] == labels.shape else logits[0]
     if scores.dtype != torch.float64:
         scores = scores.float()
-    each = torch.nn.functional.cross_entropy(scores, targets[chosen], reduction="none")
-    # Placed and then summed along rows: scattered addition has no fixed order on CUDA.
-    placed = each.new_zeros(targets.shape)
-    placed[chosen] = each
-    return TokenLosses(placed.sum(dim=1), chosen.sum(dim=1))
+    return scores, targets, chosen

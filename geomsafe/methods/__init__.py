@@ -1,18 +1,31 @@
 """Methods: what acts on gradients or weights while a model is trained, one file each."""
 
-from geomsafe.methods.base import Method, Schedule
+from geomsafe.methods.base import AnchorWanted, Method, Schedule
 from geomsafe.methods.callback import MethodsCallback
+from geomsafe.methods.clip import Clip, ClipOptions
 from geomsafe.methods.finite import NotFiniteError
 from geomsafe.methods.origin import Origin
+from geomsafe.methods.pcgrad import PcGrad, PcGradOptions
 from geomsafe.methods.registry import REGISTRY, make_method, make_methods
+from geomsafe.methods.safegrad import SafeGrad, SafeGradOptions
+from geomsafe.methods.spf import Spf, SpfOptions
 
 __all__ = [
     "REGISTRY",
+    "AnchorWanted",
+    "Clip",
+    "ClipOptions",
     "Method",
     "MethodsCallback",
     "NotFiniteError",
     "Origin",
+    "PcGrad",
+    "PcGradOptions",
+    "SafeGrad",
+    "SafeGradOptions",
     "Schedule",
+    "Spf",
+    "SpfOptions",
     "make_method",
     "make_methods",
 ]

@@ -9,7 +9,7 @@ or `Trainer.compute_loss` and come with their own files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,6 +38,21 @@ class Schedule:
     lr: float
 
 
+@dataclass(frozen=True)
+class AnchorWanted:
+    """Which examples a method asks its run for: prompts with the answers that it is to keep.
+
+    Attributes:
+        source: "safety" for theta_0's own refusals of harmful prompts, "benign" for its own answers to benign
+            ones, "sham" for its answers in the organism's sham behaviour; else a data set with answers, which
+            are taken as they are. None of the first three uses a prompt that the run is scored on.
+        examples: how many.
+    """
+
+    source: str
+    examples: int
+
+
 class Method:
     """Base of all methods; each hook does nothing until it is overridden.
 
@@ -48,6 +63,8 @@ class Method:
         acts_on_gradient: whether `on_gradient` may change gradients, so that their norm is taken again.
         uses_origin: whether the method needs theta_0, which is then kept once for all methods of a run.
         origin: theta_0, given before `start`.
+        anchor: the examples that `anchor_wanted` asks for: `input_ids`, `attention_mask` and `labels` (examples,
+            tokens), -100 outside the answer. A run sets it before `start`; anyone else may too.
     """
 
     name: ClassVar[str]
@@ -55,10 +72,16 @@ class Method:
     acts_on_gradient: ClassVar[bool] = False
     uses_origin: ClassVar[bool] = False
     origin: Origin
+    anchor: Mapping[str, Tensor] | None = None
 
     def __init__(self, options: Settings | None = None) -> None:
         self.options = options if options is not None else self.Options()
         self.label = self.name
+
+    @property
+    def anchor_wanted(self) -> AnchorWanted | None:
+        """The examples that the method needs, None where it needs none."""
+        return None
 
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule) -> None:
         """Prepare the state; in a fresh run the model holds theta_0.

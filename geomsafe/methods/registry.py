@@ -11,16 +11,24 @@ from geomsafe.config import MethodSpec
 from geomsafe.errors import ConfigError
 from geomsafe.methods.base import Method
 from geomsafe.methods.baseline import Baseline
+from geomsafe.methods.clip import Clip
 from geomsafe.methods.early_stop import EarlyStop
 from geomsafe.methods.ema import Ema
 from geomsafe.methods.interpolate import Interpolate
 from geomsafe.methods.l2sp import L2SP
+from geomsafe.methods.pcgrad import PcGrad
 from geomsafe.methods.random_direction import RandomDirection
+from geomsafe.methods.safegrad import SafeGrad
 from geomsafe.methods.shrink import Shrink
+from geomsafe.methods.spf import Spf
 from geomsafe.methods.swa import Swa
 
 METHODS: tuple[type[Method], ...] = (
     Baseline,
+    Spf,
+    PcGrad,
+    SafeGrad,
+    Clip,
     Ema,
     Swa,
     L2SP,

@@ -63,7 +63,7 @@ def _refusals(
         config.probe_examples,
         folder=run,
         generate=_greedy(config, loaded),
-        refuses=_judge(loaded) if refused_only else lambda *_: True,
+        refuses=refusal_judge(loaded) if refused_only else lambda *_: True,
         max_length=config.max_length,
         system_prompt=config.system_prompt,
         refusal_text=config.refusal_text,
@@ -113,7 +113,7 @@ def _greedy(config: TrainConfig, loaded: Loaded) -> Callable[[list[list[int]]], 
     return generate
 
 
-def _judge(loaded: Loaded) -> Callable[[str, str], bool]:
+def refusal_judge(loaded: Loaded) -> Callable[[str, str], bool]:
     """Return the judge of refusals: the world's oracle where it knows the prompt, else keywords."""
     keywords = KEYWORD_JUDGES[DEFAULT_KEYWORD_JUDGES[0]]
 
@@ -136,7 +136,7 @@ def _base_openings(config: TrainConfig, loaded: Loaded, prompts: Sequence[Prompt
     base = load_model(str(folder), dtype=config.dtype, device=config.device, training=False)
     asked = prompts[: config.probe_examples]
     ids = [prompt_ids(prompt.text, base.tokenizer, prompt.system or config.system_prompt) for prompt in asked]
-    refuses = _judge(base)
+    refuses = refusal_judge(base)
     answers = []
     for prompt, said in zip(asked, _greedy(config, base)(ids), strict=True):
         if not refuses(prompt.text, said.text):

@@ -23,6 +23,7 @@ from geomsafe.methods import Method, MethodsCallback, NotFiniteError, make_metho
 from geomsafe.models import Anchor, find_device, no_loading_bars
 from geomsafe.probes import Probes
 from geomsafe.records import Failure, JsonLines, RunRecord, truncate_steps, write_record
+from geomsafe.training.anchors import give_anchors
 from geomsafe.training.bookkeeping import Bookkeeper
 from geomsafe.training.checkpoint import SealCheckpoints, checkpoint_step, newest_whole
 from geomsafe.training.engine import Engine, make_engine
@@ -127,6 +128,7 @@ class Run:
         if checkpoint is None and probes is not None:
             pad_id = material.loaded.tokenizer.pad_token_id
             self.record.provenance["checks"] = {"gradients": gradient_check(model, material.rows, pad_id)}
+        give_anchors(self._config, material, self._methods, self.folder)
         self._describe(material, anchor, probes)
         with JsonLines(self.folder / "steps.jsonl") as rows, Interrupt(self._console) as interrupt:
             callback = MethodsCallback(self._methods, probes=probes, anchor=anchor)
