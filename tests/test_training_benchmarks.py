@@ -72,7 +72,11 @@ def test_a_saved_folder_is_aligned_then_tuned_on_alpaca_and_probed_with_advbench
         console=QUIET,
     )
     record = read_record(run)
-    assert record.status == "finished" and record.steps == 20 and not record.not_run
+    assert record.status == "finished" and record.steps == 20
+    # Only the organism has a sham behaviour, and a data set cut this short has no benign rows to spare.
+    assert set(record.not_run) == {"sham probes", "benign anchor"}
+    check = record.provenance["checks"]["gradients"]
+    assert check["relative_error"] <= check["tolerance"]
     assert record.data["safety_probe"]["used"] == 16
     assert record.data["utility_probe"]["source"].endswith("(held out)")
     assert record.data["train"]["used"] <= 200 - 16
