@@ -107,6 +107,9 @@ class TrainConfig(Settings):
     # model
     model: str = Field("organism", description="'organism' (embedded), a hub name or a local folder")
     revision: str | None = Field(default=None, description="hub revision: branch, tag or commit")
+    base_model: str | None = Field(
+        default=None, description="theta_base, the model before alignment, for methods that need it (organism: its own)"
+    )
     chat_template: Path | None = Field(default=None, description="Jinja file, for a tokenizer without chat template")
     system_prompt: str | None = Field(default=None, description="system turn for every conversation that has none")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights")

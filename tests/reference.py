@@ -549,3 +549,30 @@ def l2sp_by_hand(
                 for name, weight in weights.items():
                     weight.copy_(decay * start[name] + (1 - decay) * weight)
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def alignment_map(theta_0: Tensor, theta_base: Tensor, projector: str, rank: int | None = None) -> Tensor:
+    """C (d_out, d_out), dense: V V^T / ||V||_F as released, or the projector V_k (V_k^T V_k)^+ V_k^T."""
+    difference = theta_0.double() - theta_base.double()
+    if projector == "released":
+        return difference @ difference.T / math.sqrt(float((difference**2).sum()))
+    if rank is not None:
+        u, s, vt = torch.linalg.svd(difference)
+        difference = u[:, :rank] @ torch.diag(s[:rank]) @ vt[:rank]
+    return difference @ torch.linalg.pinv(difference, rtol=1e-10)
+
+
+def safe_lora_by_hand(
+    theta: dict[str, Tensor], start: dict[str, Tensor], maps: dict[str, Tensor], threshold: float
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """theta_0 + C D where cos(C D, D) <= threshold, else theta; and the cosines. Weights are output side first."""
+    found, cosines = {}, {}
+    for name in theta:
+        moved = (theta[name] - start[name]).double()
+        found[name] = theta[name]
+        if name in maps:
+            kept = maps[name] @ moved
+            cosines[name] = float((kept * moved).sum() / kept.norm() / moved.norm())
+            if cosines[name] <= threshold:
+                found[name] = start[name] + kept
+    return found, cosines

@@ -1,5 +1,6 @@
 """Methods: what acts on gradients or weights while a model is trained, one file each."""
 
+from geomsafe.methods.alignment import base_weights
 from geomsafe.methods.base import AnchorWanted, Method, Schedule
 from geomsafe.methods.callback import MethodsCallback
 from geomsafe.methods.clip import Clip, ClipOptions
@@ -7,6 +8,7 @@ from geomsafe.methods.finite import NotFiniteError
 from geomsafe.methods.origin import Origin
 from geomsafe.methods.pcgrad import PcGrad, PcGradOptions
 from geomsafe.methods.registry import REGISTRY, make_method, make_methods
+from geomsafe.methods.safe_lora import SafeLora, SafeLoraOptions
 from geomsafe.methods.safegrad import SafeGrad, SafeGradOptions
 from geomsafe.methods.spf import Spf, SpfOptions
 
@@ -23,9 +25,12 @@ __all__ = [
     "PcGradOptions",
     "SafeGrad",
     "SafeGradOptions",
-    "Schedule",
     "Spf",
     "SpfOptions",
+    "SafeLora",
+    "SafeLoraOptions",
+    "Schedule",
+    "base_weights",
     "make_method",
     "make_methods",
 ]

@@ -104,6 +104,21 @@ class Origin:
         with swapped(pairs()):
             yield model
 
+    @torch.no_grad()
+    def weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield theta_0 of every effective weight, one at a time.
+
+        Args:
+            model: the model, anywhere; it holds the base weights of LoRA layers.
+
+        Yields:
+            (base name, float64 tensor; float32 on MPS).
+        """
+        for layer in adapted_layers(model):
+            yield layer.name, self._base(layer.name, layer.weight)
+        for name, weight in self._weights.items():
+            yield name, wide(weight)
+
     def start(self, name: str) -> Tensor:
         """Return theta_0 of a weight that is trained as it is, in the weight's dtype.
 

@@ -18,6 +18,7 @@ from geomsafe.methods.interpolate import Interpolate
 from geomsafe.methods.l2sp import L2SP
 from geomsafe.methods.pcgrad import PcGrad
 from geomsafe.methods.random_direction import RandomDirection
+from geomsafe.methods.safe_lora import SafeLora
 from geomsafe.methods.safegrad import SafeGrad
 from geomsafe.methods.shrink import Shrink
 from geomsafe.methods.spf import Spf
@@ -36,6 +37,7 @@ METHODS: tuple[type[Method], ...] = (
     Interpolate,
     Shrink,
     RandomDirection,
+    SafeLora,
 )
 REGISTRY: dict[str, type[Method]] = {method.name: method for method in METHODS}
 

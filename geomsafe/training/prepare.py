@@ -30,6 +30,7 @@ from geomsafe.evaluation import Suite, suites_for
 from geomsafe.methods import Method, Schedule
 from geomsafe.models import Loaded, load_model, require_space
 from geomsafe.probes.examples import ProbeExample
+from geomsafe.training.bases import load_base
 from geomsafe.training.costs import run_bytes
 from geomsafe.training.engine import schedule_of
 
@@ -120,18 +121,22 @@ def prepare(config: TrainConfig, methods: list[Method], folder: Path) -> Materia
 
     Args:
         config: the settings.
-        methods: the methods, for the space that their weights take.
+        methods: the methods; those that need theta_base are given it.
         folder: the run directory, for the disk it is on.
 
     Returns:
         The material.
 
     Raises:
-        ConfigError: weights are to be saved after a step that the run does not have.
+        ConfigError: weights are to be saved after a step that the run does not have, or theta_base is not known.
         DataError: no training example is left, or a data set cannot be read.
         ModelError: the model cannot be used, or its weights would not fit on the disk.
     """  # noqa: DOC502
     loaded = load_start(config)
+    base = load_base(config, methods, loaded)
+    for method in methods:
+        if method.needs_base:
+            method.base = base
     require_space(folder, run_bytes(config, len(methods), loaded.model))
     material = Material(loaded, [], schedule_of(config, 1), [], None, [], warnings=list(loaded.notes))
     if config.probe_schedule == "off":
