@@ -22,7 +22,7 @@ import transformers
 from geomsafe.config import make_config
 from geomsafe.data import Encoded, collate, encode_all, load_conversations, load_prompts, prompt_ids
 from geomsafe.evaluation import generate_greedy
-from geomsafe.gradients import block_gradients, token_losses
+from geomsafe.gradients import gradient_gram, token_losses
 from geomsafe.methods import MethodsCallback, make_methods
 from geomsafe.models import Anchor, Loaded, load_model
 from geomsafe.training.engine import make_engine
@@ -56,8 +56,7 @@ def _pairs() -> list[tuple[str, str, Work, Work]]:
         ("baseline: callback, clipping, distance", trainer, _training(()), _training(None)),
         ("shadow EMA every step", trainer, _training(("ema",)), _training(None)),
         ("EMA fed back every step", trainer, _training(("ema:mode=feedback",)), _training(None)),
-        ("gradients of 8 blocks", backward, _blocks(loaded, 8), _backward(loaded)),
-        ("gradients of 2 blocks", backward, _blocks(loaded, 2), _backward(loaded)),
+        ("Gram of single examples", backward, _gram(loaded), _backward(loaded)),
         ("greedy answers, finished rows leave", "generate, same batches", _greedy(loaded), _generate(loaded)),
     ]
 
@@ -92,19 +91,17 @@ def _examples(loaded: Loaded, count: int) -> list[Encoded]:
     return encode_all(conversations, loaded.tokenizer, 512).rows
 
 
-def _batches(loaded: Loaded, blocks: int) -> list[dict[str, torch.Tensor]]:
-    rows = _examples(loaded, EXAMPLES)
-    size = len(rows) // blocks
-    return [collate(rows[start : start + size], 0) for start in range(0, len(rows), size)]
+def _batch(loaded: Loaded) -> dict[str, torch.Tensor]:
+    return collate(_examples(loaded, EXAMPLES), 0)
 
 
-def _blocks(loaded: Loaded, blocks: int) -> Work:
-    batches = _batches(loaded, blocks)
-    return lambda: [block_gradients(loaded.model, batches, range(blocks)) for _ in range(5)]
+def _gram(loaded: Loaded) -> Work:
+    batch = _batch(loaded)
+    return lambda: [gradient_gram(loaded.model, batch) for _ in range(5)]
 
 
 def _backward(loaded: Loaded) -> Work:
-    (batch,) = _batches(loaded, 1)
+    batch = _batch(loaded)
 
     def run() -> None:
         for _ in range(5):

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers.dynamic_module_utils
+from gradient_cases import padded, some_examples, with_lora
 from test_cli import run_cli, run_here
-from test_gradients_blocks import padded, some_examples, with_lora
 from tiny import ARCHITECTURES, tiny_folder, tiny_model
 from torch import nn
 

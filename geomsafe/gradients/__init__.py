@@ -2,12 +2,10 @@
 
 What is covered: the exact geometry of per-example gradients in one pass (`gradient_gram`,
 `gradient_dots`, `gradient_sketch`, `gradient_factors`, and several at once by `gradient_pass`),
-for every kind of weight: linear layers, embeddings and norms by rule, whatever else by a loop;
-token-summed gradients of blocks of examples (`block_gradients`) and their products; a plan that
-keeps those within a memory budget (`plan_capture`). Under LoRA the weights are the base weights
-that carry adapters. Beside them: the curvature of a set's loss along a direction and its top
-eigenvalues (`hessian_vector`, `curvature_along`, `top_eigenvalues`), and Adam's metric
-(`adam_preconditioner`).
+for every kind of weight: linear layers, embeddings and norms by rule, whatever else by a loop.
+Under LoRA the weights are the base weights that carry adapters. Beside them: the curvature of a
+set's loss along a direction and its top eigenvalues (`hessian_vector`, `curvature_along`,
+`top_eigenvalues`), and Adam's metric (`adam_preconditioner`).
 
 What is not covered: quantized weights, models split over several devices. Gradients are taken
 in eval mode: dropout is off, and so is activation checkpointing, which transformers ties to
@@ -16,10 +14,10 @@ train mode; where memory is short, lower the budget.
 
 from geomsafe.gradients.adam import adam_preconditioner
 from geomsafe.gradients.bases import LeftBasis
-from geomsafe.gradients.blocks import Batch, BlockGradients, block_gradients
 from geomsafe.gradients.curvature import Curvature, HessianVector, curvature_along, hessian_vector
 from geomsafe.gradients.eigenvalues import Eigenvalues, top_eigenvalues
 from geomsafe.gradients.engine import (
+    Batch,
     gradient_dots,
     gradient_factors,
     gradient_gram,
@@ -28,8 +26,7 @@ from geomsafe.gradients.engine import (
 )
 from geomsafe.gradients.factors import Factors, GradientFactors
 from geomsafe.gradients.losses import target_log_probs, token_losses
-from geomsafe.gradients.plan import CapturePlan, plan_capture
-from geomsafe.gradients.products import row_dots, row_gram
+from geomsafe.gradients.products import row_dots
 from geomsafe.gradients.quantities import Basis, Dots, Gram, Quantity, Sketch, Sum
 from geomsafe.gradients.results import GradientDots, GradientGram, GradientSketch
 from geomsafe.gradients.targets import gradient_targets, target_shapes
@@ -38,8 +35,6 @@ from geomsafe.gradients.undisturbed import undisturbed
 __all__ = [
     "Basis",
     "Batch",
-    "BlockGradients",
-    "CapturePlan",
     "Curvature",
     "Dots",
     "Eigenvalues",
@@ -55,7 +50,6 @@ __all__ = [
     "Sketch",
     "Sum",
     "adam_preconditioner",
-    "block_gradients",
     "curvature_along",
     "gradient_dots",
     "gradient_factors",
@@ -64,9 +58,7 @@ __all__ = [
     "gradient_sketch",
     "gradient_targets",
     "hessian_vector",
-    "plan_capture",
     "row_dots",
-    "row_gram",
     "target_log_probs",
     "target_shapes",
     "token_losses",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-from geomsafe.gradients.plan import free_memory
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -53,4 +52,12 @@ def free_bytes(device: torch.device) -> int:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        return free_memory()
+        return _unused_pages()
+
+
+def _unused_pages() -> int:
+    # What other systems say of main memory; 8 GiB where one says nothing.
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30

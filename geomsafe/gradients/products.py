@@ -1,4 +1,4 @@
-"""Inner products of stacked gradients in float64, in slices that keep memory small."""
+"""Inner products of stacked tensors in float64, in slices that keep memory small."""
 
 from __future__ import annotations
 
@@ -9,24 +9,6 @@ from torch import Tensor
 
 SLICE_ELEMENTS = 1 << 22
 """Elements upcast to float64 at a time: 32 MiB."""
-
-
-def row_gram(rows: Tensor) -> Tensor:
-    """Inner products of all pairs of rows, K[i, j] = <rows[i], rows[j]>.
-
-    Args:
-        rows: (rows, ...) gradients, one a row.
-
-    Returns:
-        (rows, rows) float64 on the CPU, symmetric.
-    """
-    flat = rows.flatten(start_dim=1)
-    gram = torch.zeros((len(rows), len(rows)), dtype=torch.float64)
-    for start, stop in _slices(flat.shape[1], len(rows)):
-        part = _double(flat[:, start:stop])
-        gram += (part @ part.T).cpu()
-    # The two triangles are sums of equal products in another order; one value for both.
-    return (gram + gram.T) / 2
 
 
 def row_dots(rows: Tensor, direction: Tensor) -> Tensor:

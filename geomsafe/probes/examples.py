@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,47 +47,6 @@ class ProbeExample:
 def answer_start(labels: Sequence[int]) -> int:
     """Return the position of the first target token."""
     return next(position for position, label in enumerate(labels) if label != IGNORED)
-
-
-class Batches(NamedTuple):
-    """The batches of a probe set and the block that each belongs to."""
-
-    batches: list[dict[str, Tensor]]
-    blocks: list[int]
-
-
-def block_sizes(examples: int, blocks: int) -> list[int]:
-    """Cut examples into consecutive blocks whose sizes differ by one at most.
-
-    Consecutive, not dealt out in turn: phrasings of one request stand side by side in most
-    prompt sets, and blocks are only as independent as the requests in them are.
-
-    Returns:
-        Examples in each block.
-    """
-    return [(examples * (block + 1)) // blocks - (examples * block) // blocks for block in range(blocks)]
-
-
-def batches_of(examples: Sequence[Example], blocks: int, batch_size: int, pad_id: int) -> Batches:
-    """Pad the examples of each block into batches.
-
-    Args:
-        examples: the probe set, in its fixed order.
-        blocks: number of blocks, at most the number of examples.
-        batch_size: examples in one batch, at most.
-        pad_id: token id of padding.
-
-    Returns:
-        Batches in the order of the examples; no batch spans two blocks.
-    """
-    made = Batches([], [])
-    start = 0
-    for block, size in enumerate(block_sizes(len(examples), blocks)):
-        for first in range(start, start + size, batch_size):
-            made.batches.append(padded(examples[first : min(first + batch_size, start + size)], pad_id))
-            made.blocks.append(block)
-        start += size
-    return made
 
 
 def padded(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
