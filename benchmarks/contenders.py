@@ -7,6 +7,7 @@ Gram matrix it has found, of token-summed gradients in total over parameters, or
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from geomsafe.gradients import (
 
 Work = Callable[[], Tensor | None]
 SKETCH = 1024
+BUDGET = os.environ.get("BENCHMARK_MEMORY_BUDGET", "2GiB")  # of ours; 2GiB is the default of the package
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ def without_weight_gradients(model: Any, batch: Batch) -> Work:
 
 def ours_gram(model: Any, batch: Batch) -> Work:
     """Take the exact Gram matrix of every parameter."""
-    return lambda: gradient_gram(model, batch, reduction="sum").total()
+    return lambda: gradient_gram(model, batch, reduction="sum", memory_budget=BUDGET).total()
 
 
 def ours_sketch(model: Any, batch: Batch) -> Work:
     """Take a sketch of every parameter's gradients; the Gram matrix is an estimate."""
 
     def work() -> None:
-        gradient_sketch(model, batch, dim=SKETCH, reduction="sum")
+        gradient_sketch(model, batch, dim=SKETCH, reduction="sum", memory_budget=BUDGET)
 
     return work
 
@@ -94,7 +96,7 @@ def ours_everything(model: Any, batch: Batch) -> Work:
         "first": Basis(rank=20, examples=range(half)),
         "second": Basis(rank=20, examples=range(half, 2 * half)),
     }
-    return lambda: gradient_pass(model, batch, wanted, reduction="sum")["gram"].total()
+    return lambda: gradient_pass(model, batch, wanted, reduction="sum", memory_budget=BUDGET)["gram"].total()
 
 
 def loop(model: Any, batch: Batch) -> Work:
