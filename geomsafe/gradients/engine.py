@@ -11,6 +11,7 @@ and Bu et al., "Differentially private optimization on large model at small cost
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from geomsafe.errors import ModelError
-from geomsafe.gradients.blocking import meetings, parse_memory, plan_blocks
+from geomsafe.gradients.blocking import AUTO, budget_of, meetings, plan_blocks
 from geomsafe.gradients.factors import Factors, GradientFactors
-from geomsafe.gradients.passes import check_batch, example_gradients
+from geomsafe.gradients.losses import token_losses
+from geomsafe.gradients.memory import saved_bytes
+from geomsafe.gradients.passes import KEYS, check_batch, example_gradients, only
 from geomsafe.gradients.quantities import Dots, Gram, Quantity, Sketch
 from geomsafe.gradients.results import REDUCTIONS, GradientDots, GradientGram, GradientSketch
+from geomsafe.gradients.smooth import plain_experts
 from geomsafe.gradients.storage import Piece, Setting
 from geomsafe.gradients.targets import gradient_targets
+from geomsafe.gradients.undisturbed import undisturbed
 from geomsafe.gradients.uses import Use
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, each (examples, tokens)."""
 
-MEMORY = "2GiB"
-"""What one pass may hold, by default."""
+MEMORY = AUTO
+"""What one pass may hold, by default: half of what is free on the model's device."""
 
 
 def gradient_gram(
@@ -61,7 +66,8 @@ def gradient_gram(
             adapters), "factors" for the trainable tensors as they are (LoRA's A and B), "all" for
             frozen weights too, or a collection of names.
         precondition: P >= 0 by name, for <G_i, P G_j>.
-        memory_budget: what one pass may hold, e.g. "2GiB"; larger sets go in blocks.
+        memory_budget: what one pass may hold, e.g. "2GiB"; default half of the free memory. Larger
+            sets go in blocks.
         storage: a folder for the factors of a set that goes in blocks, so that every example
             passes once; without it every two blocks share a pass.
         dtype: precision of products; default float32, float64 for a float64 model.
@@ -214,19 +220,26 @@ def gradient_pass(
     """
     if reduction not in REDUCTIONS:
         raise ModelError(f"reduction '{reduction}' is unknown: choose mean (over an example's tokens) or sum")
-    budget = parse_memory(memory_budget)
+    budget = budget_of(memory_budget, next(model.parameters()).device)
     tokens = check_batch(batch)
     with gradient_targets(model, parameters) as targets:
         weight = next(iter(targets.values()))
         precision = dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
         shapes = {name: target.shape for name, target in targets.items()}
         together = any(quantity.pairs for quantity in quantities.values())
-        blocks = plan_blocks(model, batch["labels"], budget, pairs=together)
+        measure = partial(_saved, model, batch, targets)
+        blocks = plan_blocks(model, batch["labels"], budget, measure, pairs=together)
         setting = Setting(shapes, tokens, reduction, precision, len(blocks), weight.device)
         for quantity in quantities.values():
             quantity.begin(setting)
         losses, looped = _run(model, batch, targets, quantities, blocks, setting)
     return {key: quantity.result(losses, looped) for key, quantity in quantities.items()}
+
+
+def _saved(model: Any, batch: Batch, targets: Mapping[str, nn.Parameter], row: int) -> int:
+    one = {key: batch[key][row : row + 1] for key in KEYS}
+    with undisturbed(model), plain_experts(model), only(model, list(targets.values())):
+        return saved_bytes(model, partial(token_losses, model, one))
 
 
 def _run(

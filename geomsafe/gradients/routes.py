@@ -18,7 +18,13 @@ from torch import Tensor
 from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use, same_expert
 
 SLICE_ELEMENTS = 1 << 20
-"""Elements of a gradient slice that are formed at a time: 4 MiB in float32, about a core's share of cache."""
+"""Elements of a gradient slice that are formed at a time, for each thread: 4 MiB in float32, a core's share of cache."""
+
+MOST_ELEMENTS = 1 << 22
+"""Elements of a slice at most: larger places are given back to the system each time."""
+
+SLICE_EXAMPLES = 64
+"""Examples on one side of a product of slices: blocks above the diagonal are not computed."""
 
 APART = 272
 """Elements between the slices of two examples."""
@@ -97,7 +103,12 @@ def pairs_cost(rows: int, height: int, width: int, shared: bool = False) -> floa
 
 def slices_cost(rows: int, examples: int, height: int, width: int) -> float:
     """Return the multiply-adds of the route over gradient slices."""
-    return float((rows + examples**2) * height * width)
+    return float((rows + _example_pairs(examples)) * height * width)
+
+
+def _example_pairs(examples: int) -> float:
+    blocks = -(-examples // SLICE_EXAMPLES)
+    return examples**2 * (1 + 1 / blocks) / 2 if blocks else 0
 
 
 def _route(group: Sequence[Use], height: int, width: int, shared: SharedProducts, metric: Tensor | None) -> str:
@@ -112,9 +123,9 @@ def _route(group: Sequence[Use], height: int, width: int, shared: SharedProducts
         count = len(use.left)
         widest = max(use.rows.counts) * examples
         pairs += pairs_cost(count, height, width, shared.holds(use.shared))
-        slices += widest * height * width
+        slices += slices_cost(widest, 0, height, width)
     pairs *= len(outers)
-    slices += examples**2 * height * width
+    slices += slices_cost(0, examples, height, width)
     return "pairs" if pairs <= slices else "slices"
 
 
@@ -122,7 +133,8 @@ def _slices(group: Sequence[Use], height: int, width: int, metric: Tensor | None
     first = group[0]
     values = first.values if isinstance(first, Dense) else first.right if isinstance(first, Outer) else first.grad
     examples = len(first.values) if isinstance(first, Dense) else first.rows.examples
-    step = min(height, max(1, SLICE_ELEMENTS // (examples * width)))
+    elements = min(MOST_ELEMENTS, SLICE_ELEMENTS * torch.get_num_threads())
+    step = min(height, max(1, elements // (examples * width)))
     root = None if metric is None else metric.reshape(height, width).sqrt().to(values)
     # One place for all slices. Examples stand a little apart: at a power of two they would share cache lines.
     space = values.new_empty((examples, step * width + APART))
@@ -136,8 +148,10 @@ def _slices(group: Sequence[Use], height: int, width: int, metric: Tensor | None
             part += use.slice(start, stop)
         if root is not None:
             part *= root[start:stop]
-        total += (flat @ flat.T).double()
-    return total
+        for place in range(0, examples, SLICE_EXAMPLES):
+            end = min(place + SLICE_EXAMPLES, examples)
+            total[place:end, :end] += (flat[place:end] @ flat[:end].T).double()
+    return total.tril() + total.tril(-1).T
 
 
 def _pairs(group: Sequence[Use], shared: SharedProducts) -> Tensor:
