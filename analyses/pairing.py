@@ -199,8 +199,8 @@ def _contrast(arm: Arm, arms: Sequence[Arm]) -> Contrast:
     if arm.weights != "final" and all(method.is_shadow for method in arm.methods if method.is_ema):
         plain = own.key if own else None
         basis = "the last iterate of the same runs" if own else "the last iterate of the same runs was not scored"
-        baseline = plain if own and own.is_baseline else None
-        return Contrast(arm.key, plain, "own last iterate" if own else "none", basis, baseline)
+        same = plain if own and own.is_baseline else None
+        return Contrast(arm.key, plain, "own last iterate" if own else "none", basis, same)
     acting = [method for method in arm.methods if not method.is_shadow]
     feedback = [method for method in acting if method.is_ema]
     rest = tuple(method for method in acting if not method.is_ema)

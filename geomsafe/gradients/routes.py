@@ -18,7 +18,7 @@ from torch import Tensor
 from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use, same_expert
 
 SLICE_ELEMENTS = 1 << 20
-"""Elements of a gradient slice that are formed at a time, for each thread: 4 MiB in float32, a core's share of cache."""
+"""Elements of a gradient slice formed at a time, for each thread: 4 MiB in float32, a core's share of cache."""
 
 MOST_ELEMENTS = 1 << 22
 """Elements of a slice at most: larger places are given back to the system each time."""
