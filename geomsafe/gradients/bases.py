@@ -110,7 +110,7 @@ def _of_factors(left: Tensor, right: Tensor, rank: int) -> LeftBasis:
     if len(left) == 0:
         return LeftBasis(left.new_zeros((left.shape[1], 0)), left.new_zeros(0), 0.0)
     outer, upper = torch.linalg.qr(left.T)
-    _, lower = torch.linalg.qr(right.T)
+    _, lower = torch.linalg.qr(right.T, mode="r")
     core, values, _ = torch.linalg.svd(upper @ lower.T)
     return _leading(outer @ core, values, rank, torch.finfo(left.dtype).eps * max(left.shape[1], right.shape[1]))
 

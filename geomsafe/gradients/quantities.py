@@ -197,11 +197,15 @@ class Sum(Quantity):
         """Add the examples of this pass."""
         weights = self.chosen[piece.at]
         for use in piece.uses if bool(weights.any()) else []:
+            added = use.weighted_sum(weights.to(self.setting.device))
+            if piece.name not in self.sums and use.index is None:
+                self.sums[piece.name] = added.reshape(piece.shape)
+                continue
             if piece.name not in self.sums:
                 self.sums[piece.name] = torch.zeros(piece.shape, dtype=self.setting.dtype, device=self.setting.device)
             whole = self.sums[piece.name]
             part = whole if use.index is None else whole[use.index]
-            part += use.weighted_sum(weights.to(self.setting.device)).reshape(part.shape)
+            part += added.reshape(part.shape)
 
     def result(self, losses: Tensor, looped: Sequence[str]) -> dict[str, Tensor]:
         """Return the sums in the weights' shapes, zero where the loss does not reach."""

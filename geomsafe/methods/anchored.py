@@ -90,16 +90,22 @@ class Anchored(Method):
     def _update(self, model: nn.Module) -> dict[str, Tensor]:
         """Return theta after the optimizer minus theta before it, and forget the latter."""
         now = trained_tensors(model)
-        found = {name: wide(now[name]) - wide(before) for name, before in self._before.items()}
+        # Into the copies, where they are wide enough.
+        found = {
+            name: before.neg_().add_(now[name])
+            if before.dtype == wide(before).dtype
+            else wide(now[name]) - wide(before)
+            for name, before in self._before.items()
+        }
         self._before = {}
         return found
 
     @staticmethod
-    def _effect(update: Mapping[str, Tensor], safety: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return what the step did: `update_dot` = <update, safety_gradient> in nats, and `update_cosine`."""
+    def _effect(update: Mapping[str, Tensor], safety: Mapping[str, Tensor], size: float) -> dict[str, float]:
+        """Return `update_dot` = <update, safety_gradient> in nats and `update_cosine`, given ||safety_gradient||."""
         shared = [name for name in update if name in safety]
         found = {"update_dot": sum(dots(update, safety, shared).values())}
-        return found | with_cosine("update_cosine", found["update_dot"], norm(update), norm(safety))
+        return found | with_cosine("update_cosine", found["update_dot"], norm(update), size)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -116,7 +122,7 @@ def safety_factors(model: nn.Module, anchor: Mapping[str, Tensor]) -> GradientFa
 def token_mean(factors: GradientFactors) -> dict[str, Tensor]:
     """Return the gradient of the mean over all target tokens, by name, in float32 (float64 for a float64 model)."""
     tokens = int(factors.tokens.sum())
-    return {name: factors.summed(name) / tokens for name in factors.names}
+    return {name: factors.summed(name).div_(tokens) for name in factors.names}
 
 
 def anchor_loss(factors: GradientFactors) -> float:

@@ -44,6 +44,7 @@ class PcGrad(Anchored):
     def __init__(self, options: Settings | None = None, *, anchor: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(options, anchor=anchor)
         self._alignment: dict[str, Tensor] = {}
+        self._size = 0.0
 
     @torch.no_grad()
     def on_gradient(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -62,7 +63,8 @@ class PcGrad(Anchored):
         self._remember({name: tensors[name] for name in self._alignment})
         given = {name: wide(t.grad) for name, t in tensors.items() if t.grad is not None and name in self._alignment}
         dot = sum(dots(given, self._alignment, list(given)).values())
-        size, whole = norm(self._alignment), norm(given)
+        self._size = size = norm(self._alignment)
+        whole = norm(given)
         fired = dot < 0 and size > 0
         factor = self._step_along(dot, size, fired=fired)
         for name in given if factor else ():
@@ -82,7 +84,7 @@ class PcGrad(Anchored):
             `update_dot` = <update, g_a> in nats, positive where the step raised the anchor's loss, and
             `update_cosine`.
         """
-        log = self._effect(self._update(model), self._alignment)
+        log = self._effect(self._update(model), self._alignment, self._size)
         self._alignment = {}
         return log
 

@@ -32,16 +32,25 @@ def allowed_rank(rank: int, share: float, matrix: Tensor) -> int:
     return min(rank, max(1, int(share * min(matrix.shape))))
 
 
-def without(matrix: Tensor, vectors: Tensor, axis: int) -> Tensor:
-    """Return M - U U^T M for vectors U (rows, k) on axis 0, M - M U U^T for U (columns, k) on axis 1."""
-    along = vectors.to(matrix.dtype)
-    return matrix - along @ (along.T @ matrix) if axis == 0 else matrix - (matrix @ along) @ along.T
+def without(matrix: Tensor, vectors: Tensor, axis: int) -> tuple[Tensor, float]:
+    """Take a subspace out of one side of a matrix.
 
+    Args:
+        matrix: M (rows, columns).
+        vectors: U, columns orthonormal.
+        axis: the side that U lives on.
 
-def energy_within(matrix: Tensor, vectors: Tensor, axis: int) -> float:
-    """Return ||U^T M||^2 (axis 0) or ||M U||^2 (axis 1), the squared norm that `without` removes."""
+    Returns:
+        M - U U^T M for axis 0, M - M U U^T for axis 1, and the squared norm that is gone, ||U^T M||^2 or ||M U||^2.
+    """
     along = vectors.to(matrix.dtype)
-    return float((along.T @ matrix if axis == 0 else matrix @ along).square().sum())
+    if axis == 0:
+        inside = along.T @ matrix
+        left = torch.addmm(matrix, along, inside, alpha=-1)
+    else:
+        inside = matrix @ along
+        left = torch.addmm(matrix, inside, along.T, alpha=-1)
+    return left, float(inside.square().sum(dtype=torch.float64))
 
 
 def without_random(matrix: Tensor, energy: float, axis: int, generator: torch.Generator) -> Tensor:

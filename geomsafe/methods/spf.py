@@ -58,7 +58,7 @@ from geomsafe.methods.anchored import (
     with_cosine,
 )
 from geomsafe.methods.base import Schedule
-from geomsafe.methods.projection import allowed_rank, energy_within, matrices, without, without_random
+from geomsafe.methods.projection import allowed_rank, matrices, without, without_random
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
@@ -92,6 +92,7 @@ class Spf(Anchored):
         self._optimizer: torch.optim.Optimizer | None = None
         self._capped: set[str] = set()
         self._safety: dict[str, Tensor] = {}
+        self._size = 0.0
         self._factors: GradientFactors | None = None
         self._bases: dict[str, list[tuple[int, Tensor]]] = {}
         self._step = 0
@@ -164,16 +165,16 @@ class Spf(Anchored):
             `update_dot` = <update, safety_gradient> in nats: the predicted change of the anchor's loss, positive =
             less safe; `update_cosine`. The safety gradient is that of `on_gradient`.
         """
-        before = self._before
         update = self._update(model)
         log: dict[str, float] = {}
         if self.options.space == "update":
             changed, log = self._project({name: -moved for name, moved in update.items()})
             tensors = trained_tensors(model)
             for name, descent in changed.items():
-                tensors[name].copy_(wide(before[name]) - descent)
-                update[name] = wide(tensors[name]) - wide(before[name])
-        log |= self._effect(update, self._safety)
+                start = wide(tensors[name]) - update[name]
+                tensors[name].copy_(start - descent)
+                update[name] = wide(tensors[name]) - start
+        log |= self._effect(update, self._safety, self._size)
         if self._factors is not None:
             self._safety, self._factors = {}, None
             self._bases = self._bases if self.options.frozen else {}
@@ -208,6 +209,7 @@ class Spf(Anchored):
             else:
                 number, _, name = name.partition(".")
                 self._bases.setdefault(name, []).append((int(number[1]), tensor))
+        self._size = norm(self._safety)
 
     def describe(self, schedule: Schedule) -> dict[str, Any]:
         """Return the record's entry, with the weights whose rank is capped."""
@@ -235,6 +237,7 @@ class Spf(Anchored):
         anchor: Any = self.anchor
         factors = safety_factors(model, anchor)
         self._safety, self._factors = token_mean(factors), factors
+        self._size = norm(self._safety)
         if not self.options.frozen:
             self._bases = {}
         elif self._bases:
@@ -254,16 +257,15 @@ class Spf(Anchored):
         groups: dict[str, float] = {}
         for name, dot in each.items():
             groups[self._group(name)] = groups.get(self._group(name), 0.0) + sign * dot
-        changed = {
-            name: self._projected(name, vectors[name], place)
-            for place, name in enumerate(vectors)
-            if groups[self._group(name)] < 0
-        }
         whole = norm(vectors)
-        lost = sum(norm({"": vectors[name]}) ** 2 - norm({"": new}) ** 2 for name, new in changed.items())
-        log = with_cosine("cosine", sum(each.values()), whole, norm({name: self._safety[name] for name in vectors}))
+        changed, gone = {}, 0.0
+        for place, name in enumerate(vectors):
+            if groups[self._group(name)] < 0:
+                changed[name], energy = self._projected(name, vectors[name], place)
+                gone += energy
+        log = with_cosine("cosine", sum(each.values()), whole, self._size)
         log |= {"fired": float(bool(changed)), "projected": len(changed), "capped": len(self._capped & changed.keys())}
-        return changed, log | {"removed": max(0.0, lost) / whole**2 if whole else 0.0}
+        return changed, log | {"removed": gone / whole**2 if whole else 0.0}
 
     def _group(self, name: str) -> str:
         if self.options.test == "global":
@@ -271,19 +273,21 @@ class Spf(Anchored):
         found = _LAYER.match(name) if self.options.test == "layer" else None
         return found[1] if found else name
 
-    def _projected(self, name: str, vector: Tensor, place: int) -> Tensor:
-        result = vector.clone(memory_format=torch.contiguous_format)
-        seed = (self.options.seed * 1_000_003 + self._step) * 1_000_003 + place
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        pairs = zip(matrices(result), matrices(self._safety[name]), strict=True)
-        for (index, matrix), (_, safety) in pairs:
-            left = real = matrix.clone()
+    def _projected(self, name: str, vector: Tensor, place: int) -> tuple[Tensor, float]:
+        """Return one weight's vector without its subspaces, and the squared norm that is gone."""  # noqa: DOC201
+        generator = torch.Generator()
+        generator.manual_seed(((self.options.seed * 1_000_003 + self._step) * 1_000_003 + place) % 2**63)
+        parts, gone = [], 0.0
+        for (index, matrix), (_, safety) in zip(matrices(vector), matrices(self._safety[name]), strict=True):
+            left = real = matrix
             for axis, basis in self._basis(name, index, safety):
+                real, energy = without(real, basis, axis)
                 if self.options.basis == "random":
-                    left = without_random(left, energy_within(real, basis, axis), axis, generator)
-                real = without(real, basis, axis)
-            matrix.copy_(left if self.options.basis == "random" else real)
-        return result
+                    left = without_random(left, energy, axis, generator)
+                gone += energy
+            parts.append(left if self.options.basis == "random" else real)
+        whole = torch.stack(parts) if vector.dim() == 3 else parts[0]
+        return whole.reshape(vector.shape), gone
 
     def _basis(self, name: str, index: int | None, safety: Tensor) -> list[tuple[int, Tensor]]:
         """Return the axes and bases (side, <= rank) that are removed from one matrix; nothing where G_s is zero."""  # noqa: DOC201
