@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,13 @@ class Follow(TrainerCallback):
 
 
 def fit(
-    folder: Path, specs: list[str], model: Any = None, resume: str | None = None, kind: Any = Trainer, **settings: Any
+    folder: Path,
+    specs: Sequence[str | Method],
+    model: Any = None,
+    resume: str | None = None,
+    kind: Any = Trainer,
+    data: Any = None,
+    **settings: Any,
 ) -> Fit:
     """Train for ten steps of two micro-batches, clipped as by default."""
     chosen: dict[str, Any] = {
@@ -100,10 +107,12 @@ def fit(
         str(folder), report_to=[], use_cpu=True, disable_tqdm=True, logging_strategy="no", **chosen
     )
     log: list[dict[str, Any]] = []
-    callback = MethodsCallback(make_methods(specs), log=lambda row: log.append(dict(row)))
+    built = [method for method in specs if isinstance(method, Method)]
+    built = built or make_methods([spec for spec in specs if isinstance(spec, str)])
+    callback = MethodsCallback(built, log=lambda row: log.append(dict(row)))
     follow = Follow()
     trained = start_model() if model is None else model
-    trainer = kind(trained, args, train_dataset=rows(16), callbacks=[callback, follow])
+    trainer = kind(trained, args, train_dataset=data or rows(16), callbacks=[callback, follow])
     trainer.train(resume_from_checkpoint=resume)
     methods = {method.label: method for method in callback.methods}
     return Fit(trainer.model, methods, follow.path, log, callback.describe())

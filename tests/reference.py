@@ -576,3 +576,47 @@ def safe_lora_by_hand(
             if cosines[name] <= threshold:
                 found[name] = start[name] + kept
     return found, cosines
+
+
+def penalised_by_hand(
+    model: Any,
+    start: Any,
+    steps: Sequence[Sequence[Sequence[Example]]],
+    lr: float,
+    *,
+    kl: float = 0.0,
+    penalty: Any = None,
+    by_micro_batch: bool = False,
+) -> None:
+    """Train a float64 model in place: steps of micro-batches of examples, AdamW, one example at a time.
+
+    A step's loss is the mean over all its target tokens of -log p + kl * sum_v p_0 (log p_0 - log p), plus
+    `penalty(model)` once. `by_micro_batch`: the mean over micro-batches of their own token means instead.
+    """
+    optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=lr, weight_decay=0.0)
+    for micro_batches in steps:
+        optimizer.zero_grad()
+        sums, counts = [], []
+        for examples in micro_batches:
+            total, count = torch.zeros((), dtype=torch.float64), 0
+            for ids, labels in examples:
+                log_probs = slow_target_log_probs(model, ids, labels)
+                total = total - torch.stack(log_probs).sum()
+                count += len(log_probs)
+                if kl:
+                    now = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+                    with torch.no_grad():
+                        then = start(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+                    for position in range(1, len(ids)):
+                        if labels[position] != -100:
+                            old, new = then[position - 1], now[position - 1]
+                            total = total + kl * sum(old.exp() * (old - new))
+            sums.append(total)
+            counts.append(count)
+        loss = sum(sums) / sum(counts)
+        if by_micro_batch:
+            loss = sum(one / count for one, count in zip(sums, counts, strict=True)) / len(sums)
+        if penalty is not None:
+            loss = loss + penalty(model)
+        loss.backward()
+        optimizer.step()

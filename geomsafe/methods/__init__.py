@@ -1,10 +1,12 @@
 """Methods: what acts on gradients or weights while a model is trained, one file each."""
 
 from geomsafe.methods.alignment import base_weights
+from geomsafe.methods.asft import Asft, AsftOptions
 from geomsafe.methods.base import AnchorWanted, Method, Schedule
 from geomsafe.methods.callback import MethodsCallback
 from geomsafe.methods.clip import Clip, ClipOptions
 from geomsafe.methods.finite import NotFiniteError
+from geomsafe.methods.loss import GeomsafeLoss, LossMethod, Term
 from geomsafe.methods.origin import Origin
 from geomsafe.methods.pcgrad import PcGrad, PcGradOptions
 from geomsafe.methods.registry import REGISTRY, make_method, make_methods
@@ -15,8 +17,12 @@ from geomsafe.methods.spf import Spf, SpfOptions
 __all__ = [
     "REGISTRY",
     "AnchorWanted",
+    "Asft",
+    "AsftOptions",
     "Clip",
     "ClipOptions",
+    "GeomsafeLoss",
+    "LossMethod",
     "Method",
     "MethodsCallback",
     "NotFiniteError",
@@ -30,6 +36,7 @@ __all__ = [
     "SafeLora",
     "SafeLoraOptions",
     "Schedule",
+    "Term",
     "base_weights",
     "make_method",
     "make_methods",

@@ -104,6 +104,30 @@ class Origin:
         with swapped(pairs()):
             yield model
 
+    @contextmanager
+    def visited(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Put theta_0 itself into the model for the length of a block, without copying it.
+
+        Args:
+            model: the model; nothing may write to its weights inside. Afterwards it has its own again, bitwise.
+
+        Yields:
+            The model.
+        """
+        weights = trained_parameters(model)
+        layers = list(adapted_layers(model))
+        started = [layer for layer in layers if layer.name in self._deltas]
+        own = {name: weight.data for name, weight in weights.items()}
+        try:
+            for name, weight in weights.items():
+                weight.data = self._weights[name]
+            merged = ((layer.weight, self._base(layer.name, layer.weight)) for layer in started)
+            with swapped([*merged, *without_adapters(layers)]):
+                yield model
+        finally:
+            for name, weight in weights.items():
+                weight.data = own[name]
+
     @torch.no_grad()
     def weights(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield theta_0 of every effective weight, one at a time.

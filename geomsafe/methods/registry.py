@@ -9,12 +9,14 @@ from pydantic import ValidationError
 
 from geomsafe.config import MethodSpec
 from geomsafe.errors import ConfigError
+from geomsafe.methods.asft import Asft
 from geomsafe.methods.base import Method
 from geomsafe.methods.baseline import Baseline
 from geomsafe.methods.clip import Clip
 from geomsafe.methods.early_stop import EarlyStop
 from geomsafe.methods.ema import Ema
 from geomsafe.methods.interpolate import Interpolate
+from geomsafe.methods.kl import Kl
 from geomsafe.methods.l2sp import L2SP
 from geomsafe.methods.pcgrad import PcGrad
 from geomsafe.methods.random_direction import RandomDirection
@@ -38,6 +40,8 @@ METHODS: tuple[type[Method], ...] = (
     Shrink,
     RandomDirection,
     SafeLora,
+    Asft,
+    Kl,
 )
 REGISTRY: dict[str, type[Method]] = {method.name: method for method in METHODS}
 

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from geomsafe.config import TrainConfig
 from geomsafe.data.encoding import IGNORED
-from geomsafe.methods import NotFiniteError, Schedule
+from geomsafe.methods import GeomsafeLoss, NotFiniteError, Schedule
 from geomsafe.methods.finite import first_bad_output
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -44,7 +44,7 @@ class OneDevice(TrainingArguments):
         return min(1, int(super().n_gpu))
 
 
-class Engine(Trainer):
+class Engine(GeomsafeLoss, Trainer):
     """Trainer that stops at a loss that is not finite and knows what each step consumed."""
 
     def __init__(self, model: nn.Module, args: TrainingArguments, rows: Sequence[Any], collate: Any) -> None:
