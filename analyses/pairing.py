@@ -29,7 +29,7 @@ TUNABLE = (
 # All settings that decide the weights of a run, but for its seed.
 DECISIVE = (
     "model", "revision", "chat_template", "system_prompt", "dtype", "lora",
-    "data", "columns", "data_limit", "max_length", *TUNABLE,
+    "data", "columns", "data_limit", "harmful_ratio", "harmful_data", "max_length", *TUNABLE,
 )  # fmt: skip
 
 # Methods that leave training alone and offer a weight set beside the last iterate, under their own name.

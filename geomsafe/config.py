@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from geomsafe.errors import ConfigError
 
@@ -122,6 +122,12 @@ class TrainConfig(Settings):
     data: str = Field("organism:downstream-neutral", description="named data set or file to fine-tune on")
     columns: ColumnMap = Field(ColumnMap(), description="columns of the training file")
     data_limit: int | None = Field(default=None, ge=1, description="use only the first N rows")
+    harmful_ratio: float = Field(
+        0.0, ge=0, le=1, description="share of the training rows replaced by harmful questions with compliant answers"
+    )
+    harmful_data: str | None = Field(
+        default=None, description="data set or file of such pairs (organism: its own), for harmful-ratio"
+    )
     max_length: int = Field(512, ge=8, description="longest example in tokens; longer ones are cut and counted")
     safety_data: str | None = Field(
         default=None, description="harmful prompts for the probes (default: the organism's own)"
@@ -187,6 +193,12 @@ class TrainConfig(Settings):
         if text not in {"log", "off"} and not (text.isdigit() and int(text) > 0):
             raise ValueError(f"'{text}' is not 'log', 'off' or a number of steps")
         return text
+
+    @model_validator(mode="after")
+    def _harmful_data_is_used(self) -> TrainConfig:
+        if self.harmful_data is not None and not self.harmful_ratio:
+            raise ValueError(f"harmful_data '{self.harmful_data}' is given and harmful_ratio is 0: set the ratio too")
+        return self
 
     @property
     def methods(self) -> list[MethodSpec]:

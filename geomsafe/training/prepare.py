@@ -33,6 +33,7 @@ from geomsafe.probes.examples import ProbeExample
 from geomsafe.training.bases import load_base
 from geomsafe.training.costs import run_bytes
 from geomsafe.training.engine import schedule_of
+from geomsafe.training.harmful import mix_harmful, require_unscored
 
 ORGANISM_SAFETY = "organism:probe-safety"
 ORGANISM_UTILITY = "organism:probe-utility"
@@ -143,6 +144,12 @@ def prepare(config: TrainConfig, methods: list[Method], folder: Path) -> Materia
         material.not_run["probes"] = "probe_schedule is off"
     else:
         _load_safety(config, material)
+    if config.evaluate:
+        material.suites = suites_for(loaded, config.eval_prompts, config.data)
+        material.data["suites"] = {
+            suite.name: {"kind": suite.kind, "source": suite.prompts.source, "sha256": suite.prompts.sha256}
+            for suite in material.suites
+        }
     _load_rows(config, material)
     if config.probe_schedule != "off":
         _load_organism_controls(config, material)
@@ -152,12 +159,6 @@ def prepare(config: TrainConfig, methods: list[Method], folder: Path) -> Materia
         raise ConfigError(
             f"setting 'save_weights_at': the run has steps 1 to {material.schedule.total_steps}, not {beyond[0]}"
         )
-    if config.evaluate:
-        material.suites = suites_for(loaded, config.eval_prompts, config.data)
-        material.data["suites"] = {
-            suite.name: {"kind": suite.kind, "source": suite.prompts.source, "sha256": suite.prompts.sha256}
-            for suite in material.suites
-        }
     if not material.suites:
         material.not_run["evaluation"] = "no prompt sets: give --eval-prompts" if config.evaluate else "--no-evaluate"
     return material
@@ -189,14 +190,25 @@ def _load_rows(config: TrainConfig, material: Material) -> None:
         config.data, columns=config.columns, limit=config.data_limit, world=material.loaded.world
     )
     rows = _load_utility(config, material, found) if config.probe_schedule != "off" else found.rows
-    encoded = encode_all(replace(found, rows=rows), material.loaded.tokenizer, config.max_length, config.system_prompt)
-    material.rows = encoded.rows
+    rows, pairs = mix_harmful(config, material.loaded, rows)
+    if rows or pairs is None:
+        _encode_rows(config, material, replace(found, rows=rows), len(found.rows), "train")
+    if pairs is not None:
+        _encode_rows(config, material, pairs, len(pairs.rows), "harmful")
+        material.warnings += pairs.notes
+        require_unscored(pairs, material.suites)
+
+
+def _encode_rows(config: TrainConfig, material: Material, found: ConversationSet, read: int, name: str) -> None:
+    """Add rows to what is trained on, and say under `name` what they are."""
+    encoded = encode_all(found, material.loaded.tokenizer, config.max_length, config.system_prompt)
+    material.rows += encoded.rows
     material.warnings += encoded.notes
-    material.data["train"] = {
+    material.data[name] = {
         "source": found.source,
         "sha256": found.sha256,
         "tokens_sha256": encoded.sha256,
-        "rows": len(found.rows),
+        "rows": read,
         "used": len(encoded.rows),
         "truncated": encoded.truncated,
         "dropped": encoded.dropped,
