@@ -3,8 +3,8 @@
 A method says by overriding which of its places it uses; `MethodsCallback` calls it there
 and nothing else knows methods by name. A step is an optimizer step, counted from 1.
 
-What is not covered: methods that change the examples or the loss. They wrap the data set
-or `Trainer.compute_loss` and come with their own files.
+Methods that add to the loss build on `geomsafe.methods.loss`; what changes the examples is done by the run
+(`geomsafe.training`).
 """
 
 from __future__ import annotations

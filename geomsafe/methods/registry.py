@@ -18,6 +18,7 @@ from geomsafe.methods.ema import Ema
 from geomsafe.methods.interpolate import Interpolate
 from geomsafe.methods.kl import Kl
 from geomsafe.methods.l2sp import L2SP
+from geomsafe.methods.mix import Mix
 from geomsafe.methods.pcgrad import PcGrad
 from geomsafe.methods.random_direction import RandomDirection
 from geomsafe.methods.safe_lora import SafeLora
@@ -42,6 +43,7 @@ METHODS: tuple[type[Method], ...] = (
     SafeLora,
     Asft,
     Kl,
+    Mix,
 )
 REGISTRY: dict[str, type[Method]] = {method.name: method for method in METHODS}
 

@@ -59,7 +59,7 @@ def give_anchors(config: TrainConfig, material: Material, methods: Sequence[Meth
         if path.exists():
             rows = [Encoded(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
         else:
-            rows = _examples(config, material, wanted, f"method {method.label}")
+            rows = answered_examples(config, material, wanted, f"method {method.label}")
             write_atomic(path, json.dumps([vars(row) for row in rows]) + "\n")
         method.anchor = padded(rows, material.loaded.tokenizer.pad_token_id or 0)
         material.data[f"anchor of {method.label}"] = {
@@ -70,7 +70,21 @@ def give_anchors(config: TrainConfig, material: Material, methods: Sequence[Meth
         }
 
 
-def _examples(config: TrainConfig, material: Material, wanted: AnchorWanted, who: str) -> list[Encoded]:
+def answered_examples(config: TrainConfig, material: Material, wanted: AnchorWanted, who: str) -> list[Encoded]:
+    """Return prompts with the answers that are to be kept, encoded.
+
+    Args:
+        config: the settings.
+        material: theta_0 and the suites.
+        wanted: which and how many.
+        who: who wants them, for messages.
+
+    Returns:
+        (wanted.examples,) examples, none on a prompt that the run is scored on.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
     loaded = material.loaded
     if wanted.source not in _TASKS:
         found = load_conversations(wanted.source, limit=wanted.examples, world=loaded.world)

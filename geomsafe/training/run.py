@@ -32,6 +32,7 @@ from geomsafe.training.prepare import Material, load_start, prepare, refuse_laun
 from geomsafe.training.probing import make_probes
 from geomsafe.training.progress import StepProgress
 from geomsafe.training.record import create_run, now, open_run, remove_leftovers, require_free, run_folder
+from geomsafe.training.safety import mix_safety
 from geomsafe.training.scoring import score_run
 from geomsafe.training.selfcheck import gradient_check
 from geomsafe.training.threads import threads_set
@@ -129,6 +130,7 @@ class Run:
             pad_id = material.loaded.tokenizer.pad_token_id
             self.record.provenance["checks"] = {"gradients": gradient_check(model, material.rows, pad_id)}
         give_anchors(self._config, material, self._methods, self.folder)
+        mix_safety(self._config, material, self._methods, self.folder)
         self._describe(material, anchor, probes)
         with JsonLines(self.folder / "steps.jsonl") as rows, Interrupt(self._console) as interrupt:
             callback = MethodsCallback(self._methods, probes=probes, anchor=anchor)
