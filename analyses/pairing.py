@@ -35,6 +35,9 @@ DECISIVE = (
 # Methods that leave training alone and offer a weight set beside the last iterate, under their own name.
 BESIDE = ("swa", "early-stop", "interpolate", "shrink", "random", "safe-lora")
 
+# Methods whose weights depend on the setting `base_model`, which no other run's do.
+NEED_BASE = ("safe-lora", "asft")
+
 Kind = Literal["own last iterate", "learning rate x eta", "without the method", "settings", "none"]
 
 
@@ -336,5 +339,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _signature(settings: Mapping[str, Any], methods: Sequence[Method]) -> str:
     decisive = {name: settings.get(name) for name in DECISIVE}
+    if any(method.name in NEED_BASE for method in methods):
+        decisive["base_model"] = settings.get("base_model")
     acting = [[method.name, dict(sorted(method.options.items()))] for method in methods]
     return json.dumps([decisive, acting], sort_keys=True, default=str)

@@ -136,3 +136,12 @@ def test_sets_beside_training_share_one_run_and_each_has_its_last_iterate() -> N
             contrast = controls[by_weights[name].key]
             assert (contrast.kind, contrast.control) == ("own last iterate", by_weights["final"].key)
             assert contrast.baseline == (None if extra else by_weights["final"].key)
+
+
+def test_the_base_model_parts_the_runs_of_methods_that_use_it_and_no_others() -> None:
+    for method, arms in ((Method("asft", {"strength": 1.0}), 2), (Method("l2sp", {"strength": 1.0}), 1)):
+        runs = _runs("a", method, base_model="x") + _runs("b", method, base_model="y")
+        assert len(pairing.make_arms(runs)) == arms
+    plain, aligned = _runs("plain"), _runs("a", Method("asft", {"strength": 1.0}), base_model="x")
+    contrast, named = _contrast(plain + aligned, "asft")
+    assert contrast.control is not None and named[contrast.control].runs[0] == "plain-0"
