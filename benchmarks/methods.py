@@ -3,12 +3,13 @@
     python benchmarks/methods.py --shape 17m --repeats 5
     python benchmarks/methods.py --shape llama-3.2-1b --device cuda --dtype bfloat16
 
-Prints a table of benchmarks/RESULTS.md. A step is forward and backward pass of 16 examples x 48 tokens and AdamW;
-the anchor is one of the examples, and the loss is negated, so that SPF is in conflict at every step (the table
-says how often it was). Every contender alternates with the plain step in one process; a ratio is the median over
-repeats of (its step) / (the plain step just before it). Beside SPF: the extra one-example pass that any such
-method needs, and SPF with the subspaces taken as elsewhere, from the dense gradient of each weight. Memory: one
-process each, highest resident memory after two steps, as a ratio to the plain step (CUDA: highest allocated).
+Prints a table of benchmarks/RESULTS.md. A step is forward and backward pass of 16 examples x 48 tokens and AdamW.
+The anchor is one of the examples, or its last `--anchor` tokens, and the loss is negated, so that SPF is in conflict
+at every step (the table says how often it was). Every contender alternates with the plain step in one process; a
+ratio is the median over repeats of (its step) / (the plain step just before it). Beside SPF: the extra one-example
+pass that any such method needs, and SPF with the subspaces taken as elsewhere, from the dense gradient of each
+weight. Memory: one process each, highest resident memory after two steps, as a ratio to the plain step (CUDA:
+highest allocated).
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class _Step:
         shape = SHAPES[options.shape]
         self.model = random_llama(shape, getattr(torch, options.dtype), options.device)
         self.batch = random_batch(shape.vocabulary, EXAMPLES, TOKENS, ANSWER, options.device)
-        self.anchor = {key: value[:1] for key, value in self.batch.items()}
+        self.anchor = {key: value[:1, -options.anchor :] for key, value in self.batch.items()}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-9)
         self._cuda = options.device.startswith("cuda")
         self._started: set[int] = set()
@@ -176,6 +177,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--anchor", type=int, default=TOKENS, help="tokens of the anchor")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="contenders whose name contains this")
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)

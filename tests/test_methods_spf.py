@@ -22,6 +22,7 @@ from method_steps import (
     train_with,
 )
 from reference import slow_example_gradients, spf_projection
+from safetensors.torch import load_file, save_file
 from test_methods_callback import fit, same_bits
 from tiny import tiny_model
 from torch import Tensor, nn
@@ -280,6 +281,24 @@ def test_lora_projects_the_factors_and_says_so() -> None:
         assert float((left.T @ after[name]).norm()) < 1e-8 * float(start[name].norm()), name
         assert 0 < float(after[name].norm()) < float(start[name].norm()), "not wiped"
     assert spf().describe(SCHEDULE)["acts_on"] == "weights"
+
+
+def test_a_basis_frozen_at_the_start_of_lora_leaves_a_alone(tmp_path: Path) -> None:
+    model = with_lora(lively_model("llama"), r=4).to(torch.float64)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.zero_()
+    method = spf(frozen=True, rank=3)
+    train_with(model, method, steps=2)
+    widths = {name: basis.shape[1] for name, basis in method.state_dict().items()}
+    assert {width for name, width in widths.items() if "lora_A" in name} == {0}
+    assert {width for name, width in widths.items() if "lora_B" in name} == {2}
+    save_file(method.state_dict(), tmp_path / "state")
+    again = spf(frozen=True, rank=3)
+    again.start(model, None, SCHEDULE)
+    again.load_state_dict(load_file(tmp_path / "state"))
+    assert again.state_dict().keys() == widths.keys()
 
 
 def test_bfloat16_weights() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from geomsafe.config import Settings
 from geomsafe.errors import ConfigError
-from geomsafe.gradients import GradientFactors, gradient_factors
+from geomsafe.gradients import GradientFactors, Sum, gradient_factors
 from geomsafe.methods.base import AnchorWanted, Method, Schedule
 from geomsafe.models import base_parameter_name, is_adapter_name
 
@@ -92,7 +92,7 @@ class Anchored(Method):
         now = trained_tensors(model)
         # Into the copies, where they are wide enough.
         found = {
-            name: before.neg_().add_(now[name])
+            name: torch.sub(now[name], before, out=before)
             if before.dtype == wide(before).dtype
             else wide(now[name]) - wide(before)
             for name, before in self._before.items()
@@ -103,9 +103,9 @@ class Anchored(Method):
     @staticmethod
     def _effect(update: Mapping[str, Tensor], safety: Mapping[str, Tensor], size: float) -> dict[str, float]:
         """Return `update_dot` = <update, safety_gradient> in nats and `update_cosine`, given ||safety_gradient||."""
-        shared = [name for name in update if name in safety]
-        found = {"update_dot": sum(dots(update, safety, shared).values())}
-        return found | with_cosine("update_cosine", found["update_dot"], norm(update), size)
+        each, length = products(update, safety)
+        found = {"update_dot": sum(each.values())}
+        return found | with_cosine("update_cosine", found["update_dot"], length, size)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -121,8 +121,9 @@ def safety_factors(model: nn.Module, anchor: Mapping[str, Tensor]) -> GradientFa
 @torch.no_grad()
 def token_mean(factors: GradientFactors) -> dict[str, Tensor]:
     """Return the gradient of the mean over all target tokens, by name, in float32 (float64 for a float64 model)."""
-    tokens = int(factors.tokens.sum())
-    return {name: factors.summed(name).div_(tokens) for name in factors.names}
+    each = torch.full((len(factors.tokens),), 1 / int(factors.tokens.sum()), dtype=torch.float64)
+    found: dict[str, Tensor] = factors.quantity(Sum(weights=each))
+    return found
 
 
 def anchor_loss(factors: GradientFactors) -> float:
@@ -130,12 +131,14 @@ def anchor_loss(factors: GradientFactors) -> float:
     return float(factors.losses.sum() / factors.tokens.sum())
 
 
-def dots(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: list[str]) -> dict[str, float]:
-    """Return <first, second> of each named tensor."""
-    if not names:
-        return {}
-    each = [torch.dot(first[name].flatten(), second[name].flatten().to(first[name].dtype)) for name in names]
-    return dict(zip(names, torch.stack([dot.double() for dot in each]).tolist(), strict=True))
+def products(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
+    """Return <first, second> of each tensor of `first`, all of which `second` has, and ||first||_2 over all."""
+    flat = [(one.flatten(), second[name].flatten().to(one.dtype)) for name, one in first.items()]
+    if not flat:
+        return {}, 0.0
+    # Both products of a tensor while it is in the cache.
+    pairs = torch.stack([torch.stack((torch.dot(one, other), torch.dot(one, one))) for one, other in flat]).double()
+    return dict(zip(first, pairs[:, 0].tolist(), strict=True)), float(pairs[:, 1].sum()) ** 0.5
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

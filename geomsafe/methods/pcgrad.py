@@ -20,8 +20,8 @@ from geomsafe.methods.anchored import (
     Anchored,
     AnchorOptions,
     anchor_loss,
-    dots,
     norm,
+    products,
     safety_factors,
     token_mean,
     trained_tensors,
@@ -62,9 +62,9 @@ class PcGrad(Anchored):
         self._alignment, loss = self._aligned(model)
         self._remember({name: tensors[name] for name in self._alignment})
         given = {name: wide(t.grad) for name, t in tensors.items() if t.grad is not None and name in self._alignment}
-        dot = sum(dots(given, self._alignment, list(given)).values())
+        each, whole = products(given, self._alignment)
+        dot = sum(each.values())
         self._size = size = norm(self._alignment)
-        whole = norm(given)
         fired = dot < 0 and size > 0
         factor = self._step_along(dot, size, fired=fired)
         for name in given if factor else ():

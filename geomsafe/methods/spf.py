@@ -16,7 +16,8 @@ much above k (LoRA factors, routers) k directions would be most of it: no more t
 side is removed, and the log counts such weights.
 
 Under LoRA what is projected are the gradients of the factors A and B, which depend on how their product
-is split; nothing is said about dW.
+is split; nothing is said about dW. At step 0, where B = 0, the gradient of A is zero: a basis frozen there
+leaves A alone.
 
 Adam comes after: momentum and 1 / sqrt(v) may put back what was removed. `update_dot` in the log is
 <update, G_s> of the step as it was taken. Three spaces:
@@ -49,8 +50,8 @@ from geomsafe.methods.anchored import (
     Anchored,
     AnchorOptions,
     anchor_loss,
-    dots,
     norm,
+    products,
     safety_factors,
     token_mean,
     trained_tensors,
@@ -252,12 +253,11 @@ class Spf(Anchored):
 
     def _project(self, vectors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Test descent vectors, of which -lr times each would be a step, and project those in conflict."""  # noqa: DOC201
-        each = dots(vectors, self._safety, list(vectors))
+        each, whole = products(vectors, self._safety)
         sign = -1.0 if self.options.sign == "flipped" else 1.0
         groups: dict[str, float] = {}
         for name, dot in each.items():
             groups[self._group(name)] = groups.get(self._group(name), 0.0) + sign * dot
-        whole = norm(vectors)
         changed, gone = {}, 0.0
         for place, name in enumerate(vectors):
             if groups[self._group(name)] < 0:
