@@ -364,7 +364,7 @@ def test_a_small_memory_budget_takes_passes_and_changes_no_number(tmp_path: Path
     anchor = Anchor(model)
     moved(model)
     captures = []
-    for budget in (None, 12_000_000):
+    for budget in (None, 2_000_000):
         probes = probes_of(model, tmp_path / str(budget), anchor, controls=controls_of(), memory_budget=budget)
         probes.steps(4)
         captures.append(read(probes.measure(4))[0])
