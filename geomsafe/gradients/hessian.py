@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geomsafe.data.encoding import IGNORED
 from geomsafe.errors import ConfigError, DataError, ModelError, TrainingError
-from geomsafe.gradients.blocking import parse_memory
+from geomsafe.gradients.blocking import budget_of
 from geomsafe.gradients.losses import token_losses
 from geomsafe.gradients.memory import saved_bytes
 from geomsafe.gradients.products import row_dots
@@ -239,7 +239,8 @@ def hessian_of(
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} is below 1: leave it out, or give the examples of a sub-batch")
-    budget, weights = parse_memory(memory_budget), _example_weights(batch, reduction)
+    budget = budget_of(memory_budget, next(model.parameters()).device)
+    weights = _example_weights(batch, reduction)
     with gradient_targets(model, parameters) as targets, undisturbed(model), smooth_kernels(model), torch.enable_grad():
         hessian = Hessian(model, targets, batch, weights)
         hessian.split(batch_size or hessian.fitting(budget))
