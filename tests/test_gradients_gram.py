@@ -18,7 +18,9 @@ from reference import gram_reference, preconditioned_gram_reference, same_pass_g
 from tiny import GRADIENT_ARCHITECTURES
 from torch import Tensor
 
-from geomsafe.gradients import gradient_gram
+from geomsafe.gradients import Gram, gradient_gram
+from geomsafe.gradients.storage import Piece, Setting
+from geomsafe.gradients.uses import Outer, Rows
 
 SAME = 1e-9
 OTHER = 1e-6
@@ -337,3 +339,19 @@ def test_control_cross_term_of_tied_weights_left_out() -> None:
     assert gram_error(without_cross, wanted) > 1e-3
     found = gradient_gram(tied, padded(some_examples()), reduction="sum", parameters=[embedding])
     assert gram_error(found, wanted) < OTHER
+
+
+def test_products_of_one_pass_are_not_taken_for_those_of_another() -> None:
+    """Memory that a pass frees is used again: the next one's inputs have the same address and shape."""
+    generator = torch.Generator().manual_seed(0)
+    gram = Gram()
+    shapes = {"weight": torch.Size([6, 5])}
+    gram.begin(Setting(shapes, torch.ones(4, dtype=torch.int64), "sum", torch.float64, 2, torch.device("cpu")))
+    wanted = torch.zeros((4, 4), dtype=torch.float64)
+    for places in ([0, 1], [2, 3]):
+        left, right = (torch.randn((2, width), generator=generator, dtype=torch.float64) for width in (6, 5))
+        use = Outer(Rows(torch.arange(2), 2), left, right, output=0, shared="an address")
+        gram.take(Piece("weight", [use], shapes["weight"], torch.tensor(places)))
+        flat = torch.einsum("ia,ib->iab", left, right).flatten(start_dim=1)
+        wanted[places[0] : places[1] + 1, places[0] : places[1] + 1] = flat @ flat.T
+    torch.testing.assert_close(gram.result(torch.zeros(4), [])["weight"], wanted)

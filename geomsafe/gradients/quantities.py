@@ -64,6 +64,7 @@ class Gram(Quantity):
             ModelError: the metric does not fit the weights, or is negative somewhere.
         """
         self.setting, self.shared = setting, SharedProducts()
+        self.last: Tensor | None = None
         spills = self.storage is not None and setting.passes > 1
         self.spill = FactorFiles(self.storage) if spills and self.storage is not None else None
         size = (setting.examples, setting.examples)
@@ -93,6 +94,9 @@ class Gram(Quantity):
             self._fill(piece)
 
     def _fill(self, piece: Piece) -> None:
+        if piece.at is not self.last:
+            # Another pass: an input of its own may lie where one of the last pass lay.
+            self.last, self.shared = piece.at, SharedProducts()
         metric = None if self.precondition is None else self.precondition[piece.name].to(self.setting.device)
         gram, self.routes[piece.name] = gram_of(piece.uses, *piece.matrix(), self.shared, metric)
         self.grams[piece.name][piece.at[:, None], piece.at] = gram.cpu()

@@ -89,7 +89,7 @@ class Outer:
     right: Tensor  # (rows, d1)
     output: int  # the axis of the weight that faces the layer's output
     index: int | None = None  # expert, in a fused weight (experts, d0, d1)
-    shared: object = None  # equal for uses with equal rows and equal input
+    shared: object = None  # equal for uses of one pass with equal rows and equal input
 
     def to(self, dtype: torch.dtype) -> Outer:
         """Return the factors in another precision."""
@@ -98,7 +98,8 @@ class Outer:
 
     def placed(self, at: Tensor, examples: int) -> Outer:
         """Return the use with its examples at their places `at` among more of them."""
-        return replace(self, rows=self.rows.placed(at, examples))
+        # An address names an input within one pass only; among uses of several passes it names nothing.
+        return replace(self, rows=self.rows.placed(at, examples), shared=None)
 
     def slice(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return rows start..stop of the weight's gradient: (examples, stop - start, d1)."""
