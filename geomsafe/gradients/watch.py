@@ -153,7 +153,7 @@ class Watch:
             return
         inputs = read.reshape(-1, read.shape[-1])
         inputs = (inputs if kept is None else inputs[kept]).to(self.dtype)
-        shared = (read.data_ptr(), tuple(read.shape), everywhere) if everywhere else None
+        shared = (read.data_ptr(), read.shape, read.stride(), everywhere) if everywhere else None
         left, right = (flat.to(self.dtype), inputs) if pending.kind == "linear" else (inputs, flat.to(self.dtype))
         yield pending.weight, Outer(rows, left, right, 0 if pending.kind == "linear" else 1, pending.index, shared)
 
