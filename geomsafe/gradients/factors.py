@@ -14,7 +14,7 @@ from geomsafe.gradients.bases import LeftBasis, left_basis
 from geomsafe.gradients.quantities import Dots, Gram, Quantity, Sum, chosen_weights
 from geomsafe.gradients.results import GradientDots, GradientGram
 from geomsafe.gradients.storage import Piece, Setting
-from geomsafe.gradients.uses import Dense, Use, same_expert
+from geomsafe.gradients.uses import Use
 
 
 class Factors(Quantity):
@@ -106,11 +106,8 @@ class GradientFactors:
             word = "name an expert with index=" if fused else "leave index out"
             raise ModelError(f"'{name}' has shape {tuple(piece.shape)} and index is {index}: {word}")
         weights = chosen_weights(self._setting, examples, None).to(self._setting.device)
-        if name in self.slow and index is not None:
-            uses: list[Use] = [Dense(use.values[:, index]) for use in piece.uses if isinstance(use, Dense)]
-        else:
-            uses = same_expert(piece.uses).get(index, [])
-        height, width = piece.shape[-2:] if fused else (piece.shape[0], piece.shape[1:].numel())
+        uses = piece.by_matrix().get(index, [])
+        height, width = piece.matrix_shape() if fused else (piece.shape[0], piece.shape[1:].numel())
         if not uses:
             nothing = torch.zeros((height, 0), dtype=torch.float64)
             return LeftBasis(nothing, torch.zeros(0, dtype=torch.float64), 0.0)

@@ -21,7 +21,6 @@ from geomsafe.gradients.results import GradientDots, GradientGram, GradientSketc
 from geomsafe.gradients.routes import SharedProducts, gram_of
 from geomsafe.gradients.sketching import sketch_of
 from geomsafe.gradients.storage import FactorFiles, Piece, Setting
-from geomsafe.gradients.uses import same_expert
 
 
 class Quantity(ABC):
@@ -246,12 +245,12 @@ class Basis(Quantity):
         weights = self.chosen[piece.at].to(self.setting.device)
         if len(piece.shape) < 2 or not bool(weights.any()):
             return
-        for index, uses in same_expert(piece.uses).items():
+        for index, uses in piece.by_matrix().items():
             name = piece.name if index is None else f"{piece.name}[{index}]"
             if self.setting.passes == 1:
-                self.bases[name] = left_basis(uses, weights, *piece.matrix(), self.rank)
+                self.bases[name] = left_basis(uses, weights, *piece.matrix_shape(), self.rank)
                 continue
-            parts = [use.weighted_sum(weights).double().reshape(piece.matrix()) for use in uses]
+            parts = [use.weighted_sum(weights).double().reshape(piece.matrix_shape()) for use in uses]
             total = torch.stack(parts).sum(dim=0)
             output = min(use.output for use in uses)
             before, facing = self.sums.get(name, (torch.zeros_like(total), output))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use
+from geomsafe.gradients.uses import Dense, Lookup, Outer, Rows, Use, same_expert
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,24 @@ class Piece:
         if self.uses and self.uses[0].index is not None:
             return self.shape[1], self.shape[2]
         return (self.shape[0], self.shape[1:].numel()) if self.shape else (1, 1)
+
+    def by_matrix(self) -> dict[int | None, list[Use]]:
+        """Return the uses by matrix: None for a plain weight, the expert for a fused one, looped over or not."""
+        if len(self.shape) != 3:
+            return same_expert(self.uses)
+        parts: list[Use] = []
+        for use in self.uses:
+            if isinstance(use, Dense) and use.index is None:
+                parts += [Dense(use.values[:, index], use.output, index) for index in range(self.shape[0])]
+            else:
+                parts.append(use)
+        return same_expert(parts)
+
+    def matrix_shape(self) -> tuple[int, int]:
+        """Return rows and columns of one matrix of `by_matrix`; a vector is one column."""
+        if len(self.shape) == 3:
+            return self.shape[1], self.shape[2]
+        return self.shape[0], self.shape[1:].numel()
 
 
 class FactorFiles:

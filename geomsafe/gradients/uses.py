@@ -117,7 +117,8 @@ class Outer:
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Return sum_i w_i G_i for weights (examples,): (d0, d1)."""
-        return (self.left * weights.to(self.left)[self.rows.example, None]).T @ self.right
+        left, right = self.chosen(weights)
+        return left.T @ right
 
     def chosen(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return factors (rows, d0) and (rows, d1) of sum_i w_i G_i, without rows of weight zero."""

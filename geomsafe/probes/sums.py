@@ -15,7 +15,7 @@ from geomsafe.gradients.bases import decompose
 from geomsafe.gradients.quantities import Quantity, chosen_weights
 from geomsafe.gradients.sketching import sketch_of
 from geomsafe.gradients.storage import Piece, Setting
-from geomsafe.gradients.uses import Dense, Outer, Use, same_expert
+from geomsafe.gradients.uses import Dense
 
 
 class Facing(NamedTuple):
@@ -68,9 +68,9 @@ class SetSum(Quantity):
         weights = self.chosen[piece.at].to(self.setting.device)
         if not bool(weights.any()):
             return
-        matrix = matrix_shape(piece)
-        for index, uses in by_matrix(piece).items():
-            total = torch.stack([_sum(use, weights).reshape(matrix) for use in uses]).sum(dim=0)
+        matrix = piece.matrix_shape()
+        for index, uses in piece.by_matrix().items():
+            total = torch.stack([use.weighted_sum(weights).reshape(matrix) for use in uses]).sum(dim=0)
             axis = min(use.output for use in uses)
             if (piece.name, index) in self.waiting:
                 before, earlier = self.waiting[piece.name, index]
@@ -95,30 +95,3 @@ class SetSum(Quantity):
             matrix = name if index is None else f"{name}[{index}]"
             basis = decompose(total.double(), axis, self.rank, side=0)
             self.found.spaces[matrix] = Facing(basis.vectors, basis.singular_values, axis)
-
-
-def _sum(use: Use, weights: Tensor) -> Tensor:
-    if isinstance(use, Outer):
-        left, right = use.chosen(weights)
-        return left.T @ right
-    return use.weighted_sum(weights)
-
-
-def by_matrix(piece: Piece) -> dict[int | None, list[Use]]:
-    """Return a weight's uses by matrix: None for a plain weight, the expert for a fused one."""
-    if len(piece.shape) != 3:
-        return same_expert(piece.uses)
-    parts: list[Use] = []
-    for use in piece.uses:
-        if isinstance(use, Dense) and use.index is None:
-            parts += [Dense(use.values[:, index], use.output, index) for index in range(piece.shape[0])]
-        else:
-            parts.append(use)
-    return same_expert(parts)
-
-
-def matrix_shape(piece: Piece) -> tuple[int, int]:
-    """Return rows and columns of a weight's matrix, of one expert in a fused weight; a vector is one column."""
-    if len(piece.shape) == 3:
-        return piece.shape[1], piece.shape[2]
-    return piece.shape[0], piece.shape[1:].numel()
