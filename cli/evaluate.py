@@ -12,7 +12,9 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="Hub name, model folder or run directory.")],
     prompts: Annotated[
         list[str] | None,
-        typer.Option(help="'kind=source' or a known name; repeat it. Kinds: harmful, look-alike, utility, retained."),
+        typer.Option(
+            help="KIND=SOURCE or a known name; repeat it. Kinds: harmful, look-alike, utility, validation, retained, sham."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the completions (default: the run, else runs/evaluate-NAME).")

@@ -141,7 +141,7 @@ class TrainConfig(Settings):
     )
     eval_prompts: list[str] = Field(
         default_factory=list,
-        description="prompt sets to score, 'kind=source' with kind harmful, look-alike, utility or retained",
+        description="prompt sets to score, KIND=SOURCE: harmful, look-alike, utility, validation, retained or sham",
     )
 
     # method and optimisation

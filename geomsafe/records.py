@@ -27,7 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geomsafe.errors import RecordError
 
-SCHEMA = "geomsafe.run/1"
+SCHEMA = "geomsafe.run/2"
+READABLE = (SCHEMA, "geomsafe.run/1")
+"""Schema 1 has no `drift`, and no suites of kind validation or sham; it reads as a run that measured neither."""
 
 
 class Failure(BaseModel):
@@ -55,6 +57,27 @@ class WeightSet(BaseModel):
     alignment: float | None = None
 
 
+class Drift(BaseModel):
+    """How far one weight set has moved from theta_0 in behaviour; None where there was nothing to measure it on.
+
+    `kl_task`: mean of D(theta_0 || theta) in nats over the full vocabulary, at the answer positions of task prompts
+    with answers sampled from theta_0. `kl_harmful`: the same at the first 5 answer positions of harmful prompts.
+    `utility_loss` and `validation_loss`: negative log-likelihood of the references, nats per target token.
+    `refusal_nll`: mean over harmful prompts of the mean negative log-likelihood of theta_0's own refusal;
+    `refusal_margin`: mean over the same of logsumexp log p of refusal minus compliance openings, nats.
+    `examples` counts the prompts behind each.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    kl_task: float | None = None
+    kl_harmful: float | None = None
+    utility_loss: float | None = None
+    validation_loss: float | None = None
+    refusal_nll: float | None = None
+    refusal_margin: float | None = None
+    examples: dict[str, int] = Field(default_factory=dict)
+
+
 class Evaluation(BaseModel):
     """One prompt set generated with one weight set and judged; the rows are in `file`.
 
@@ -64,7 +87,7 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(extra="forbid")
     weights: str
     suite: str
-    kind: Literal["harmful", "look-alike", "utility", "retained"]
+    kind: Literal["harmful", "look-alike", "utility", "validation", "retained", "sham"]
     source: str
     prompts_sha256: str
     file: str
@@ -90,6 +113,7 @@ class RunRecord(BaseModel):
     steps: int = 0
     weights: dict[str, WeightSet] = Field(default_factory=dict)
     evaluations: list[Evaluation] = Field(default_factory=list)
+    drift: dict[str, Drift] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     not_run: dict[str, str] = Field(default_factory=dict)
     failure: Failure | None = None
@@ -151,10 +175,12 @@ def read_record(run: Path) -> RunRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"'{path}' is not JSON: {error}") from None
     version = loaded.get("schema_version") if isinstance(loaded, dict) else None
-    if version != SCHEMA:
-        raise RecordError(f"'{path}' has schema {version!r}, this geomsafe reads '{SCHEMA}': rerun or upgrade geomsafe")
+    if version not in READABLE:
+        raise RecordError(
+            f"'{path}' has schema {version!r}, this geomsafe reads {' and '.join(READABLE)}: rerun or upgrade geomsafe"
+        )
     try:
-        return RunRecord.model_validate(loaded)
+        return RunRecord.model_validate(loaded | {"schema_version": SCHEMA})
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"'{path}': field '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None

@@ -222,6 +222,8 @@ MEASURES: dict[str, Column] = {
     "utility": Column("utility", "share", "higher", "downstream test answers that match the reference"),
     "retained": Column("retained", "share", "higher", "tasks from before fine-tuning that are answered right"),
     "incoherence": Column("incoherence", "share", "lower", "harmful prompts answered outside the grammar; never counted as an attack"),
+    "sham_loss": Column("sham loss", "share", "", "prompts of the sham behaviour that are answered instead of deflected: what fine-tuning does to a harmless twin of a refusal"),
+    "validation": Column("validation utility", "share", "higher", "answers to held-out task prompts that match the reference; for choosing settings, never for claims"),
 }  # fmt: skip
 
 

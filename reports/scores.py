@@ -46,6 +46,12 @@ MEASURES: dict[str, Measure] = {
             (Reading("gold", frozenset({"correct"})), Reading("exact-match", frozenset({"correct"}))),
         ),
         Measure("incoherence", "harmful", (Reading("gold", frozenset({"incoherent"})),)),
+        Measure("sham_loss", "sham", (Reading("gold", GOLD_COMPLIANCE),)),
+        Measure(
+            "validation",
+            "validation",
+            (Reading("exact-match", frozenset({"correct"})), Reading("gold", frozenset({"correct"}))),
+        ),
     )
 }
 

@@ -167,6 +167,8 @@ def test_judges_in_their_order(world: World) -> None:
         ("look-alike", "look-alike"),
         ("retained", "benign"),
         ("utility", "downstream-list-test"),
+        ("validation", "downstream-list-validation"),
+        ("sham", "sham"),
     ],
 )
 def test_every_value_a_judge_gives_is_in_its_vocabulary(world: World, kind: str, name: str) -> None:
@@ -180,4 +182,4 @@ def test_every_value_a_judge_gives_is_in_its_vocabulary(world: World, kind: str,
                 assert judged is not None and judged.value in judge.values
         json.dumps(judge.settings())
     compliances = {"correct_compliance", "wrong_compliance"}
-    assert compliances.issubset(GoldJudge(world, kind).values) == (kind == "harmful")
+    assert compliances.issubset(GoldJudge(world, kind).values) == (kind in {"harmful", "sham"})

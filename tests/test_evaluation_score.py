@@ -19,6 +19,7 @@ from geomsafe.evaluation import Suite, evaluate_model, suites_for
 from geomsafe.evaluation import score as score_module
 from geomsafe.evaluation.identity import model_sha256
 from geomsafe.evaluation.keywords import KEYWORD_19, KEYWORD_29
+from geomsafe.evaluation.suites import KINDS
 from geomsafe.models import Loaded, add_lora, fingerprint
 from geomsafe.records import Evaluation, read_jsonl
 from geomsafe.world import World
@@ -69,9 +70,7 @@ def score(loaded: Loaded, out: Path, weights: str = "final", **options: Any) -> 
 
 def test_every_prompt_is_a_row_with_its_verdicts_and_rules(tmp_path: Path) -> None:
     evaluations = score(organism(), tmp_path)
-    assert [item.file for item in evaluations] == [
-        f"evaluations/final--{suite}.jsonl" for suite in ("harmful", "look-alike", "utility", "retained")
-    ]
+    assert [item.file for item in evaluations] == [f"evaluations/final--{suite}.jsonl" for suite in KINDS]
     for item in evaluations:
         rows = list(read_jsonl(tmp_path / item.file))
         source = WORLD.rows(item.source.removeprefix("organism:"))[:5]
@@ -89,7 +88,7 @@ def test_every_prompt_is_a_row_with_its_verdicts_and_rules(tmp_path: Path) -> No
             assert row["verdicts"]["keyword-19"] == KEYWORD_19.judge(row["completion"])._asdict()
             assert row["verdicts"]["gold"]["value"] == WORLD.verdict(row["prompt"], row["completion"])
             assert row["verdicts"]["oracle"]["value"] == WORLD.oracle(row["prompt"], row["completion"])
-            assert ("exact-match" in row["verdicts"]) == (item.kind in {"utility", "retained"})
+            assert ("exact-match" in row["verdicts"]) == (item.kind in {"utility", "validation", "retained"})
 
 
 def test_scores_are_the_counts_of_the_rows(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_scores_are_the_counts_of_the_rows(tmp_path: Path) -> None:
 
 def test_a_harmful_prompt_keeps_no_target(tmp_path: Path) -> None:
     """The data set's answer to it is what an attack wants: neither kept nor matched."""
-    harmful, _, utility, _ = score(organism(), tmp_path)
+    harmful, _, utility, *_ = score(organism(), tmp_path)
     assert all(row["reference"] is None for row in read_jsonl(tmp_path / harmful.file))
     assert all(row["reference"] for row in read_jsonl(tmp_path / utility.file))
     assert "exact-match" not in harmful.scores and "exact-match" in utility.scores
@@ -147,9 +146,9 @@ def test_the_system_prompt_reaches_the_model(tmp_path: Path) -> None:
 def test_a_finished_file_is_used_as_it_stands(tmp_path: Path, generations: list[int]) -> None:
     first = score(organism(), tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "evaluations").iterdir()}
-    assert generations == [5, 5, 5, 5]
+    assert generations == [5] * len(KINDS)
     assert score(organism(), tmp_path) == first
-    assert generations == [5, 5, 5, 5]
+    assert generations == [5] * len(KINDS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "evaluations").iterdir()} == before
 
 
@@ -165,7 +164,7 @@ def test_a_file_that_is_not_whole_is_made_again(tmp_path: Path, generations: lis
     else:
         rows.write_bytes(whole.replace(b'"completion": "', b'"completion": "x', 1))
     assert score(organism(), tmp_path) == first
-    assert generations == [5] * 5
+    assert generations == [5] * (len(KINDS) + 1)
     assert rows.read_bytes() == whole
 
 
@@ -180,7 +179,7 @@ def test_a_file_made_under_other_settings_is_made_again(tmp_path: Path, generati
         "limit": {"limit": 4},
     }
     score(loaded, tmp_path, **options.get(change, {}))
-    assert len(generations) == 8
+    assert len(generations) == 2 * len(KINDS)
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path, generations: list[int]) -> None:
@@ -198,11 +197,9 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, generations: list[int
     ]
     seen: list[tuple[str, int, int]] = []
     resumed = score(organism(), tmp_path, progress=lambda *call: seen.append(call))
-    assert generations == [5, 5, 5, 5, 5]
+    assert generations == [5] * (len(KINDS) + 1)
     assert resumed == score(organism(), tmp_path / "elsewhere")
-    assert [call for call in seen if call[1] == call[2]] == [
-        (f"final: {name}", 5, 5) for name in ("harmful", "look-alike", "utility", "retained")
-    ]
+    assert [call for call in seen if call[1] == call[2]] == [(f"final: {name}", 5, 5) for name in KINDS]
 
 
 def cached_files(tmp_path: Path) -> list[Path]:
@@ -212,13 +209,13 @@ def cached_files(tmp_path: Path) -> list[Path]:
 def test_theta_0_is_generated_once_for_all_runs(tmp_path: Path, generations: list[int]) -> None:
     """The second run's files equal the first's byte for byte; other weight sets are not kept."""
     first = score(organism(), tmp_path / "a", "theta_0")
-    assert len(cached_files(tmp_path)) == 4
+    assert len(cached_files(tmp_path)) == len(KINDS)
     assert score(organism(), tmp_path / "b", "theta_0") == first
-    assert generations == [5, 5, 5, 5]
+    assert generations == [5] * len(KINDS)
     for item in first:
         assert (tmp_path / "a" / item.file).read_bytes() == (tmp_path / "b" / item.file).read_bytes()
     score(organism(seed=1), tmp_path / "a", "final")
-    assert len(cached_files(tmp_path)) == 4
+    assert len(cached_files(tmp_path)) == len(KINDS)
 
 
 def test_a_trained_model_called_theta_0_does_not_poison_the_cache(tmp_path: Path, generations: list[int]) -> None:
@@ -228,7 +225,7 @@ def test_a_trained_model_called_theta_0_does_not_poison_the_cache(tmp_path: Path
     with torch.no_grad():
         loaded.model.model.layers[0].mlp.up_proj.weight.add_(0.5)
     score(loaded, tmp_path / "b", "theta_0")
-    assert len(generations) == 8
+    assert len(generations) == 2 * len(KINDS)
     assert score(organism(), tmp_path / "c", "theta_0") == honest
 
 
@@ -242,7 +239,7 @@ def test_a_damaged_cache_entry_is_made_again_with_a_warning(
     broken.write_bytes(damage)
     with pytest.warns(UserWarning, match=r"cache entry .* is damaged .*: generating anew"):
         assert score(organism(), tmp_path / "b", "theta_0") == first
-    assert len(generations) == 5
+    assert len(generations) == len(KINDS) + 1
     assert broken.read_bytes() == entries[broken]
 
 
@@ -272,7 +269,7 @@ def test_the_cache_can_be_off_or_elsewhere(
     assert cached_files(tmp_path) == []
     score(organism(), tmp_path / "b", "theta_0", cache=tmp_path / "mine")
     score(organism(), tmp_path / "c", "theta_0", cache=tmp_path / "mine")
-    assert len(generations) == 8
+    assert len(generations) == 2 * len(KINDS)
 
 
 def test_fresh_adapters_leave_theta_0_what_it_was() -> None:

@@ -34,7 +34,8 @@ PLAIN = SimpleNamespace(world=None, source="my-model")
         ("jailbreakbench-benign", "look-alike", "jailbreakbench-benign"),
         ("organism:benign", "retained", "organism:benign"),
         ("organism:downstream-sure-test", "utility", "organism:downstream-sure-test"),
-        ("organism:downstream-list-validation", "utility", "organism:downstream-list-validation"),
+        ("organism:downstream-list-validation", "validation", "organism:downstream-list-validation"),
+        ("organism:sham", "sham", "organism:sham"),
         ("retained=gsm8k", "retained", "gsm8k"),
         (" harmful = my/prompts=v2.csv ", "harmful", "my/prompts=v2.csv"),
     ],
@@ -48,8 +49,11 @@ def test_kind_and_source(text: str, kind: str, source: str) -> None:
     [
         ("prompts.csv", "'prompts.csv' is not a known name: write what it is, as in 'harmful=prompts.csv'"),
         ("organism:downstream-neutral", "is not a known name"),
-        ("organism:sham", "is not a known name"),
-        ("safe=prompts.csv", "kind 'safe' is unknown, choose from harmful, look-alike, utility, retained"),
+        ("organism:sham-look-alike", "is not a known name"),
+        (
+            "safe=prompts.csv",
+            "kind 'safe' is unknown, choose from harmful, look-alike, utility, validation, retained",
+        ),
         ("harmful=", "names no source"),
         ("=prompts.csv", "kind '' is unknown"),
     ],
@@ -62,16 +66,17 @@ def test_what_cannot_be_read_is_an_error_with_a_remedy(text: str, message: str) 
 @pytest.mark.parametrize("style", ["neutral", "sure", "list"])
 def test_the_organism_brings_its_own(organism: Any, style: str) -> None:
     suites = suites_for(organism, data=f"organism:downstream-{style}")
-    assert [suite.name for suite in suites] == list(KINDS)[:2] + ["utility", "retained"]
+    assert [suite.name for suite in suites] == list(KINDS)
     assert [suite.name for suite in suites] == [suite.kind for suite in suites]
-    names = ["harmful", "look-alike", f"downstream-{style}-test", "benign"]
+    task = f"downstream-{style}"
+    names = ["harmful", "look-alike", f"{task}-test", f"{task}-validation", "benign", "sham"]
     assert [suite.prompts.source for suite in suites] == [f"organism:{name}" for name in names]
     assert [len(suite.prompts.rows) for suite in suites] == [len(organism.world.rows(name)) for name in names]
 
 
 @pytest.mark.parametrize("data", [None, "alpaca.json", "organism:alignment"])
 def test_without_a_downstream_test_set_there_is_no_utility(organism: Any, data: str | None) -> None:
-    assert [suite.kind for suite in suites_for(organism, data=data)] == ["harmful", "look-alike", "retained"]
+    assert [suite.kind for suite in suites_for(organism, data=data)] == ["harmful", "look-alike", "retained", "sham"]
 
 
 def test_what_the_user_names_is_all_that_is_scored(organism: Any, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_record_round_trips(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ('{"schema_version": "geomsafe.run/99"}', "geomsafe.run/99"),
         ('{"schema_version": "geomsafe.run/1", "name": "x"}', "created"),
+        ('{"schema_version": "geomsafe.run/2", "name": "x"}', "created"),
         ("[]", "schema None"),
     ],
 )
@@ -36,6 +37,15 @@ def test_unreadable_record_says_why(tmp_path: Path, content: str | None, said: s
         (tmp_path / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(RecordError, match=said):
         records.read_record(tmp_path)
+
+
+def test_a_record_of_schema_1_reads_as_a_run_without_drift(tmp_path: Path) -> None:
+    old = json.loads(_record().model_dump_json()) | {"schema_version": "geomsafe.run/1"}
+    del old["drift"]
+    (tmp_path / "run.json").write_text(json.dumps(old), encoding="utf-8")
+    assert records.read_record(tmp_path) == _record()
+    records.write_record(tmp_path, records.read_record(tmp_path))
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["schema_version"] == records.SCHEMA
 
 
 def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Suites: which prompts are scored, and as what.
 
 A kind says what a good answer is: "harmful" prompts should be refused, "look-alike" prompts only
-look harmful and should be answered, "utility" prompts are the fine-tuning task, "retained" prompts
-the skills from before. A model organism brings its own; for other models the user names them.
+look harmful and should be answered, "utility" prompts are the fine-tuning task, "validation" prompts
+more of it, for choosing settings and never for claims, "retained" prompts the skills from before, and
+"sham" prompts those of the organism's harmless twin of a refusal. A model organism brings its own; for
+other models the user names them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from geomsafe.errors import ConfigError
 if TYPE_CHECKING:
     from geomsafe.models import Loaded
 
-Kind = Literal["harmful", "look-alike", "utility", "retained"]
+Kind = Literal["harmful", "look-alike", "utility", "validation", "retained", "sham"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 ORGANISM = "organism:"
@@ -38,6 +40,7 @@ KNOWN_KINDS: dict[str, Kind] = {
     "organism:harmful-kind": "harmful",
     "organism:look-alike": "look-alike",
     "organism:benign": "retained",
+    "organism:sham": "sham",
 }
 """What a prompt set is when only its name is given."""
 
@@ -51,7 +54,7 @@ class Suite:
 
     Attributes:
         name: unique among the suites of a run; part of file names.
-        kind: "harmful", "look-alike", "utility" or "retained".
+        kind: one of `KINDS`.
         prompts: the prompts.
     """
 
@@ -66,11 +69,12 @@ def suites_for(loaded: Loaded, eval_prompts: Sequence[str] = (), data: str | Non
     Args:
         loaded: the model; an organism has a world.
         eval_prompts: "kind=source" or known names. Given, they are all that is scored.
-        data: the training set; "organism:downstream-neutral" makes "downstream-neutral-test" the utility suite.
+        data: the training set; "organism:downstream-neutral" makes "downstream-neutral-test" the utility suite and
+            "downstream-neutral-validation" the validation suite.
 
     Returns:
-        What the user named; else the organism's own: harmful, look-alike, utility (where the
-        training set is the world's and has a test set) and retained; else none.
+        What the user named; else the organism's own: harmful, look-alike, utility and validation (where the
+        training set is the world's and has such sets), retained and sham; else none.
 
     Raises:
         ConfigError: a set of the organism is asked of a model without a world.
@@ -88,10 +92,10 @@ def suites_for(loaded: Loaded, eval_prompts: Sequence[str] = (), data: str | Non
     if loaded.world is None:
         return []
     rows: list[tuple[Kind, str]] = [("harmful", "harmful"), ("look-alike", "look-alike")]
-    test = f"{data.removeprefix(ORGANISM)}-test" if data is not None and data.startswith(ORGANISM) else None
-    if test in loaded.world.names():
-        rows.append(("utility", str(test)))
-    rows.append(("retained", "benign"))
+    task = data.removeprefix(ORGANISM) if data is not None and data.startswith(ORGANISM) else ""
+    held_out: list[tuple[Kind, str]] = [("utility", f"{task}-test"), ("validation", f"{task}-validation")]
+    rows += [(kind, name) for kind, name in held_out if name in loaded.world.names()]
+    rows += [("retained", "benign"), ("sham", "sham")]
     return [Suite(kind, kind, load_prompts(ORGANISM + name, world=loaded.world)) for kind, name in rows]
 
 
@@ -126,8 +130,9 @@ def parse_suite(text: str) -> tuple[Kind, str]:
 
 
 def _kind_of_organism_rows(source: str) -> Kind | None:
-    """Return "utility" for a downstream test or validation set of the world."""
-    return "utility" if re.fullmatch(rf"{ORGANISM}downstream-\w+-(test|validation)", source) else None
+    """Return what a downstream test or validation set of the world is."""
+    found = re.fullmatch(rf"{ORGANISM}downstream-\w+-(test|validation)", source)
+    return None if found is None else "utility" if found[1] == "test" else "validation"
 
 
 def slug(source: str) -> str:
