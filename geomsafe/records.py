@@ -8,6 +8,11 @@
     checkpoint/            what --resume needs; removed when the run has finished
     evaluations/<weights>--<suite>.jsonl
 
+and the folder of a sweep, which holds such directories:
+
+    sweep.json             this module's `SweepRecord`
+    runs/<id>/             one run directory each, named by the hash of what decides it
+
 Whole files are written to a temporary name, synced and renamed, so a reader sees the
 old file or the new one. A .jsonl is appended and flushed; `truncate_steps` cuts torn
 or later lines when a run is resumed. Nothing here needs torch.
@@ -21,7 +26,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,6 +35,11 @@ from geomsafe.errors import RecordError
 SCHEMA = "geomsafe.run/2"
 READABLE = (SCHEMA, "geomsafe.run/1")
 """Schema 1 has no `drift`, and no suites of kind validation or sham; it reads as a run that measured neither."""
+
+SWEEP_SCHEMA = "geomsafe.sweep/1"
+SWEEP_FILE = "sweep.json"
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Failure(BaseModel):
@@ -119,6 +129,41 @@ class RunRecord(BaseModel):
     failure: Failure | None = None
 
 
+class SweepPoint(BaseModel):
+    """One arm under one condition with one seed, and where its weights are: set `weights` of the directory `run`.
+
+    `settings` are those in which the point differs from the sweep's base, without seed. Several points may share a
+    run: methods that leave training alone take their weights from one fine-tune.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    arm: str
+    condition: str = ""
+    seed: int
+    settings: dict[str, Any]
+    run: str
+    weights: str
+
+
+class SweepRecord(BaseModel):
+    """The whole of sweep.json: which runs there are to be, fixed before the first of them begins.
+
+    `reference` is the arm that all others are shown against; `controls` names for an arm the arms that could explain
+    its effect away, the first being the matched control; `families` groups arms that a user would tune as one method.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: str = SWEEP_SCHEMA
+    name: str
+    created: str
+    geomsafe: str
+    source: dict[str, Any]
+    reference: str | None = None
+    controls: dict[str, list[str]] = Field(default_factory=dict)
+    families: dict[str, str] = Field(default_factory=dict)
+    points: list[SweepPoint]
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`: temporary file in the same folder, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,19 +213,55 @@ def read_record(run: Path) -> RunRecord:
         RecordError: no run.json there, not JSON, another schema version, or a broken field.
     """
     path = run / "run.json"
+    loaded = _read_versioned(path, f"'{run}' is not a run directory: it has no run.json", READABLE)
+    return _validated(RunRecord, loaded | {"schema_version": SCHEMA}, path)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep."""
+    return (folder / SWEEP_FILE).is_file()
+
+
+def write_sweep(folder: Path, record: SweepRecord) -> None:
+    """Write sweep.json atomically."""
+    write_atomic(folder / SWEEP_FILE, record.model_dump_json(indent=1) + "\n")
+
+
+def read_sweep(folder: Path) -> SweepRecord:
+    """Read sweep.json.
+
+    Args:
+        folder: the sweep's folder.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecordError: no sweep.json there, not JSON, another schema version, or a broken field.
+    """
+    path = folder / SWEEP_FILE
+    loaded = _read_versioned(path, f"'{folder}' is not a sweep: it has no {SWEEP_FILE}", (SWEEP_SCHEMA,))
+    return _validated(SweepRecord, loaded, path)
+
+
+def _read_versioned(path: Path, missing: str, readable: tuple[str, ...]) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecordError(f"'{run}' is not a run directory: it has no run.json") from None
+        raise RecordError(missing) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"'{path}' is not JSON: {error}") from None
     version = loaded.get("schema_version") if isinstance(loaded, dict) else None
-    if version not in READABLE:
+    if version not in readable:
         raise RecordError(
-            f"'{path}' has schema {version!r}, this geomsafe reads {' and '.join(READABLE)}: rerun or upgrade geomsafe"
+            f"'{path}' has schema {version!r}, this geomsafe reads {' and '.join(readable)}: rerun or upgrade geomsafe"
         )
+    return dict(loaded)
+
+
+def _validated(kind: type[Record], loaded: dict[str, Any], path: Path) -> Record:
     try:
-        return RunRecord.model_validate(loaded | {"schema_version": SCHEMA})
+        return kind.model_validate(loaded)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"'{path}': field '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
