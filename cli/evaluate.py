@@ -13,7 +13,7 @@ def evaluate(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            help="KIND=SOURCE or a known name; repeat it. KIND: harmful, look-alike, utility, validation, retained, sham."
+            help="KIND=SOURCE or a known name; repeat it. Harmful, look-alike, utility, validation, retained or sham."
         ),
     ] = None,
     out: Annotated[

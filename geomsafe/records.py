@@ -211,7 +211,7 @@ def read_record(run: Path) -> RunRecord:
 
     Raises:
         RecordError: no run.json there, not JSON, another schema version, or a broken field.
-    """
+    """  # noqa: DOC502 - _read_versioned and _validated raise it
     path = run / "run.json"
     loaded = _read_versioned(path, f"'{run}' is not a run directory: it has no run.json", READABLE)
     return _validated(RunRecord, loaded | {"schema_version": SCHEMA}, path)
@@ -238,7 +238,7 @@ def read_sweep(folder: Path) -> SweepRecord:
 
     Raises:
         RecordError: no sweep.json there, not JSON, another schema version, or a broken field.
-    """
+    """  # noqa: DOC502 - _read_versioned and _validated raise it
     path = folder / SWEEP_FILE
     loaded = _read_versioned(path, f"'{folder}' is not a sweep: it has no {SWEEP_FILE}", (SWEEP_SCHEMA,))
     return _validated(SweepRecord, loaded, path)
