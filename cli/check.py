@@ -13,7 +13,7 @@ _SETTINGS = {
     "revision", "chat_template", "system_prompt", "dtype", "device", "gradient_checkpointing", "trust_remote_code",
     "lora", "data", "columns", "data_limit", "max_length", "method", "batch_size", "accumulation", "epochs",
     "max_steps", "optimizer", "seed", "threads", "probe_schedule", "probe_examples", "save_every", "save_weights_at",
-    "out",
+    "curve_points", "out",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from geomsafe.records import Evaluation
+    from geomsafe.records import Evaluation, SweepPoint, SweepRecord
     from geomsafe.training.checking import CheckReport
 
 
@@ -68,4 +68,23 @@ def cost_rows(report: CheckReport) -> list[dict[str, str]]:
             "from": cost.detail,
         }
         for cost in report.costs
+    ]
+
+
+def plan_rows(record: SweepRecord) -> list[dict[str, str]]:
+    """Return one row an arm and condition of a sweep: its settings, weights and runs."""
+    groups: dict[tuple[str, str], list[SweepPoint]] = {}
+    for point in record.points:
+        groups.setdefault((point.condition, point.arm), []).append(point)
+    return [
+        {
+            "condition": condition or "-",
+            "arm": arm,
+            "weights": points[0].weights,
+            "settings": " ".join(f"{key}={value}" for key, value in points[0].settings.items()) or "-",
+            "seeds": " ".join(str(point.seed) for point in points),
+            "runs": " ".join(point.run.rpartition("/")[2][:8] for point in points),
+            "control": ", ".join(record.controls.get(arm, [])) or "-",
+        }
+        for (condition, arm), points in groups.items()
     ]

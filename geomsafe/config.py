@@ -168,6 +168,9 @@ class TrainConfig(Settings):
 
     # scoring
     evaluate: bool = Field(True, description="score theta_0 and every saved weight set at the end")
+    drift: bool = Field(
+        True, description="also measure KL from theta_0, held-out losses and the margin of what is scored"
+    )
     max_new_tokens: int = Field(512, ge=1, description="longest completion (512: Qi et al. 2310.03693)")
     eval_batch_size: int = Field(128, ge=1, description="prompts in one generation batch")
     eval_limit: int | None = Field(default=None, ge=1, description="score only the first N prompts of each set")
@@ -176,6 +179,11 @@ class TrainConfig(Settings):
     out: Path | None = Field(default=None, description="run directory (default: runs/<method>-<settings>)")
     save_every: int | None = Field(default=None, ge=1, description="write a checkpoint for --resume every N steps")
     save_weights_at: list[int] = Field(default_factory=list, description="also save the weights after these steps")
+    curve_points: int | None = Field(
+        default=None,
+        ge=2,
+        description="also save and score the weights after so many log-spaced steps: the run's curve",
+    )
     report_to: list[str] = Field(default_factory=list, description="trackers of transformers.Trainer, e.g. wandb")
 
     @field_validator("method", mode="before")

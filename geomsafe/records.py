@@ -34,7 +34,7 @@ from geomsafe.errors import RecordError
 
 SCHEMA = "geomsafe.run/2"
 READABLE = (SCHEMA, "geomsafe.run/1")
-"""Schema 1 has no `drift`, and no suites of kind validation or sham; it reads as a run that measured neither."""
+"""Schema 1 has no `drift`, no `total_steps` and no validation or sham suites: it reads as a run without them."""
 
 SWEEP_SCHEMA = "geomsafe.sweep/1"
 SWEEP_FILE = "sweep.json"
@@ -121,6 +121,7 @@ class RunRecord(BaseModel):
     data: dict[str, Any] = Field(default_factory=dict)
     methods: list[dict[str, Any]] = Field(default_factory=list)
     steps: int = 0
+    total_steps: int | None = None
     weights: dict[str, WeightSet] = Field(default_factory=dict)
     evaluations: list[Evaluation] = Field(default_factory=list)
     drift: dict[str, Drift] = Field(default_factory=dict)

@@ -66,6 +66,8 @@ class Method:
         anchor: the examples that `anchor_wanted` asks for: `input_ids`, `attention_mask` and `labels` (examples,
             tokens), -100 outside the answer. A run sets it before `start`; anyone else may too.
         needs_base: whether the method needs theta_base, the model before alignment.
+        stands_beside: whether training goes on as without the method, bit for bit: it only offers weight sets. Runs
+            that differ in such methods alone can be one run.
         base: its weights by base name; a run sets them before `start`, anyone else gives `base_weights(model)`.
     """
 
@@ -81,6 +83,11 @@ class Method:
     def __init__(self, options: Settings | None = None) -> None:
         self.options = options if options is not None else self.Options()
         self.label = self.name
+
+    @property
+    def stands_beside(self) -> bool:
+        """Whether the method leaves training alone."""
+        return False
 
     @property
     def anchor_wanted(self) -> AnchorWanted | None:

@@ -11,3 +11,8 @@ class Baseline(Method):
     """Leave gradients and weights to the optimizer."""
 
     name: ClassVar[str] = "baseline"
+
+    @property
+    def stands_beside(self) -> bool:
+        """True: there is nothing it could disturb."""
+        return True

@@ -46,6 +46,11 @@ class EarlyStop(Method):
         self._kept: Shadow | None = None
         self._reached = torch.zeros((), dtype=torch.int64)
 
+    @property
+    def stands_beside(self) -> bool:
+        """True: it only copies weights."""
+        return True
+
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule) -> None:
         """Find the step.
 

@@ -68,6 +68,11 @@ class Ema(Method):
         self._shadow: Shadow | None = None
         self._factors: dict[str, Tensor] = {}
 
+    @property
+    def stands_beside(self) -> bool:
+        """Whether the average is a shadow."""
+        return self.options.mode == "shadow"
+
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule) -> None:
         """Set theta_ema to the weights the model has: theta_0 in a fresh run.
 

@@ -31,6 +31,11 @@ class EndPoint(Method):
         self._held: dict[str, Tensor] = {}
         self._run: tuple[Method, ...] = (self,)
 
+    @property
+    def stands_beside(self) -> bool:
+        """True: the set is computed when training is over."""
+        return True
+
     def moved(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield the displacement from theta_0 of the weights this method offers.
 

@@ -45,6 +45,11 @@ class Swa(Method):
         self._total_steps = 0
         self._count = torch.zeros((), dtype=torch.int64)
 
+    @property
+    def stands_beside(self) -> bool:
+        """True: it only copies weights."""
+        return True
+
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule) -> None:
         """Make room for the mean.
 

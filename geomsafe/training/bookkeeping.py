@@ -11,7 +11,7 @@ from geomsafe.config import TrainConfig
 from geomsafe.methods import MethodsCallback
 from geomsafe.records import JsonLines, RunRecord, write_record
 from geomsafe.training.engine import Engine
-from geomsafe.training.weights import WeightStore, step_name
+from geomsafe.training.weights import WeightStore, saved_steps, step_name
 
 _ORDER = (
     "step",
@@ -49,18 +49,21 @@ class Bookkeeper(TrainerCallback):
         self._config = config
         self._methods = methods
         self._store = store
+        self._saved: set[int] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the methods, which know by now what they amount to."""
         self._record.methods = self._methods.describe()
+        self._record.total_steps = state.max_steps
+        self._saved = set(saved_steps(self._config, state.max_steps))
         write_record(self._folder, self._record)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step and save its weights where that was asked for."""
         step = self._record.steps = state.global_step
-        if step in self._config.save_weights_at:
+        if step in self._saved:
             self._record.weights[step_name(step)] = self._store.save_step(step)
             write_record(self._folder, self._record)
 

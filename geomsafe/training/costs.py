@@ -177,7 +177,7 @@ def run_bytes(config: TrainConfig, methods: int, model: Any) -> int:
     Returns:
         Bytes.
     """
-    sets = 1 + methods + len(config.save_weights_at)
+    sets = 1 + methods + len(config.save_weights_at) + (config.curve_points or 0)
     # A checkpoint holds weights, two moments and the methods' averages; for a moment there are two of it.
     checkpoints = 2 * (3 + methods) if config.save_every else 0
     return weight_bytes(model) * (sets + checkpoints)

@@ -285,12 +285,21 @@ def spread(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for _, prompt in sorted(zip(places, prompts, strict=True), key=lambda pair: pair[0])]
 
 
+def safety_source(config: TrainConfig, loaded: Loaded) -> str | None:
+    """Return where the probes' harmful prompts come from, None where there are none.
+
+    Args:
+        config: the settings.
+        loaded: the model; an organism brings its own.
+    """
+    return config.safety_data or (ORGANISM_SAFETY if loaded.world is not None else None)
+
+
 def _load_safety(config: TrainConfig, material: Material) -> None:
-    world = material.loaded.world
-    source = config.safety_data or (ORGANISM_SAFETY if world is not None else None)
+    source = safety_source(config, material.loaded)
     if source is None:
         return
-    found = load_prompts(source, world=world)
+    found = load_prompts(source, world=material.loaded.world)
     material.safety = replace(found, rows=spread(found.rows))
     material.data["safety_probe"] = {
         "source": material.safety.source,

@@ -40,7 +40,7 @@ def make_probes(
         return None
     safety = None
     if material.safety is not None:
-        safety = _refusals(config, material.loaded, material.safety.rows, run, refused_only)
+        safety = refusals_of(config, material.loaded, material.safety.rows, run, refused_only=refused_only)
         material.data["safety_probe"] |= {
             "used": len(safety.rows),
             "asked": safety.asked,
@@ -54,9 +54,21 @@ def make_probes(
     return probes
 
 
-def _refusals(
-    config: TrainConfig, loaded: Loaded, prompts: Sequence[Prompt], run: Path, refused_only: bool
+def refusals_of(
+    config: TrainConfig, loaded: Loaded, prompts: Sequence[Prompt], run: Path, *, refused_only: bool = True
 ) -> RefusalSet:
+    """Ask theta_0 for its refusals, or read them from the run where they were asked for before.
+
+    Args:
+        config: the settings.
+        loaded: theta_0.
+        prompts: harmful prompts in the order in which they are asked.
+        run: the run directory.
+        refused_only: as in `make_probes`.
+
+    Returns:
+        The refusals, with the openings of the refusal margin.
+    """
     return build_refusals(
         loaded,
         prompts,

@@ -11,6 +11,7 @@ from rich.console import Console
 from geomsafe.config import TrainConfig
 from geomsafe.evaluation import Suite, evaluate_model, load_scored
 from geomsafe.records import RunRecord, write_record
+from geomsafe.training.drift import DriftMeter
 from geomsafe.training.progress import ScoreProgress
 
 START = "theta_0"
@@ -28,7 +29,8 @@ def score_run(folder: Path, config: TrainConfig, record: RunRecord, suites: list
         suites: what to score on.
         console: where progress goes.
     """
-    record.evaluations = []
+    record.evaluations, record.drift = [], {}
+    meter: DriftMeter | None = None
     # Trainer, model and optimizer refer to each other in circles: only the collector frees their memory.
     gc.collect()
     with ScoreProgress(console) as progress:
@@ -48,6 +50,11 @@ def score_run(folder: Path, config: TrainConfig, record: RunRecord, suites: list
                 system_prompt=config.system_prompt,
                 progress=progress.update,
             )
+            if name == START and config.drift:
+                meter = DriftMeter(loaded, config, suites, folder)
+                record.not_run = meter.not_run | record.not_run
+            if meter is not None:
+                record.drift[name] = meter.measure(loaded.model)
             write_record(folder, record)
             # Else the next model would be loaded beside this one.
             del loaded

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from geomsafe.config import TrainConfig
 from geomsafe.methods import Method
 from geomsafe.methods.swap import swapped
 from geomsafe.models import Anchor, Loaded, base_parameter_name, l2_norm, save_model
@@ -23,6 +25,28 @@ LAST = "final"
 def step_name(step: int) -> str:
     """Return the name of the weights after a step: `step-000120`."""
     return f"step-{step:06d}"
+
+
+def saved_steps(config: TrainConfig, total: int) -> list[int]:
+    """Return the steps whose weights a run saves beside the last: those asked for, and those of its curve.
+
+    Args:
+        config: the settings; `curve_points` asks for that many steps, evenly spaced in log(step).
+        total: steps of the run.
+
+    Returns:
+        Steps in [1, total - 1], and `total` itself where `save_weights_at` names it, in order.
+    """
+    return sorted({*config.save_weights_at, *_log_spaced(config.curve_points or 0, total)})
+
+
+def _log_spaced(count: int, total: int) -> set[int]:
+    # Rounding merges early steps: ask for more until enough different ones are left.
+    for asked in range(count, 50 * count):
+        found = {int(step) for step in np.round(np.geomspace(1, total, asked + 1))[:-1] if step < total}
+        if len(found) >= min(count, total - 1):
+            return found
+    return set(range(1, total)) if count else set()
 
 
 def set_names(methods: Iterable[Method]) -> list[str]:

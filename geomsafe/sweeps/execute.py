@@ -1,0 +1,191 @@
+"""Running a plan's runs, several at a time, here or on a cluster, and again from wherever it stopped.
+
+Every worker takes one run: finished ones are skipped, started ones resumed, failed ones left alone unless a retry is
+asked for. Who does the work is joblib's affair (its own processes, or Ray through joblib's registry of backends); what
+has been done is read from the runs' records, by whoever looks.
+
+A lock beside each run keeps two workers off it: those of a second sweep on the same folder, or one that outlived a
+sweep which was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from geomsafe.config import TrainConfig
+from geomsafe.errors import ConfigError, GeomsafeError, RecordError
+from geomsafe.records import read_record
+
+Backend = Literal["loky", "ray"]
+
+FAILED = "failed"
+DONE = "finished"
+
+MOST_DEATHS = 2
+"""Workers that may die under a run before it counts as failed: one may have been the victim of another's memory."""
+
+
+class Outcome(NamedTuple):
+    """How one run ended: "finished" or "failed", why it failed, and whether this sweep ran it."""
+
+    run: str
+    status: str
+    cause: str | None
+    ran: bool
+
+
+def run_all(
+    runs: Mapping[str, TrainConfig],
+    folder: Path,
+    *,
+    workers: int,
+    backend: Backend = "loky",
+    address: str | None = None,
+    retry_failed: bool = False,
+    ended: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Run what is not finished.
+
+    Args:
+        runs: run id -> settings, in the order in which they are begun.
+        folder: where the run directories are, `<folder>/<id>`.
+        workers: runs at a time.
+        backend: "loky", processes on this machine, or "ray".
+        address: of the Ray cluster; None starts one on this machine.
+        retry_failed: run failed ones again, from their newest checkpoint.
+        ended: called with each outcome as it comes.
+
+    Returns:
+        One outcome a run, in the order of `runs`.
+
+    Raises:
+        BrokenProcessPool: workers cannot be kept alive, and no run was under way that could be the cause.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = {run: known for run in runs if (known := _known(folder / run, retry_failed)) is not None}
+    deaths: dict[str, int] = {}
+    while len(outcomes) < len(runs):
+        left = {run: config for run, config in runs.items() if run not in outcomes}
+        jobs = [
+            delayed(run_one)(str(folder / run), config.model_dump(mode="json"), retry_failed)
+            for run, config in left.items()
+        ]
+        try:
+            with _backend(backend, address, workers):
+                for outcome in Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(jobs):
+                    outcomes[outcome.run] = outcome
+                    if ended is not None:
+                        ended(outcome)
+        except BrokenProcessPool:
+            # A worker died, most often for memory, and took the pool with it. Who it was is not said: a run that
+            # was under way twice when that happened is given up.
+            for run in _under_way(folder, left):
+                deaths[run] = deaths.get(run, 0) + 1
+                if run not in outcomes and deaths[run] >= MOST_DEATHS:
+                    cause = "its worker process was killed twice, often for want of memory: use fewer --workers"
+                    outcomes[run] = Outcome(run, FAILED, cause, True)
+                    if ended is not None:
+                        ended(outcomes[run])
+            if not deaths:
+                raise
+    return [outcomes[run] for run in runs]
+
+
+def run_one(folder: str, settings: dict[str, Any], retry_failed: bool) -> Outcome:
+    """Bring one run to its end, in a worker.
+
+    Args:
+        folder: the run directory.
+        settings: of the run, as JSON.
+        retry_failed: whether a failed run is run again.
+
+    Returns:
+        How it ended.
+    """
+    run = Path(folder)
+    with FileLock(run.parent / f".{run.name}.lock"):
+        known = _known(run, retry_failed)
+        if known is not None:
+            return known
+        try:
+            _train(run, settings, resume=(run / "run.json").exists())
+        except Exception as error:
+            # The sweep goes on: the cause is in the run's record and in the list of failed runs.
+            return Outcome(run.name, FAILED, str(error) if isinstance(error, GeomsafeError) else repr(error), True)
+    return Outcome(run.name, DONE, None, True)
+
+
+def run_status(run: Path) -> tuple[str | None, str | None]:
+    """Return the status of a run and why it failed; None where there is no record yet.
+
+    Args:
+        run: the run directory.
+    """
+    try:
+        record = read_record(run)
+    except RecordError as error:
+        return (FAILED, str(error)) if (run / "run.json").exists() else (None, None)
+    return record.status, record.failure.cause if record.failure is not None else None
+
+
+def _known(run: Path, retry_failed: bool) -> Outcome | None:
+    """Return the outcome of a run that is not to be touched, None for one that is to be run."""  # noqa: DOC201
+    status, cause = run_status(run)
+    if status == DONE or (status == FAILED and not retry_failed):
+        return Outcome(run.name, str(status), cause, False)
+    return None
+
+
+def _train(run: Path, settings: dict[str, Any], resume: bool) -> None:
+    from rich.console import Console
+
+    from geomsafe.config import make_config
+    from geomsafe.training import train
+
+    log = run.parent / f"{run.name}.log"
+    config = make_config(settings | {"out": str(run)})
+    with log.open("a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        train(config, resume=run if resume else None, console=Console(file=stream, width=120))
+
+
+def _under_way(folder: Path, runs: Mapping[str, TrainConfig]) -> list[str]:
+    return [run for run in runs if run_status(folder / run)[0] == "started"]
+
+
+@contextmanager
+def _backend(backend: Backend, address: str | None, workers: int) -> Iterator[None]:
+    if backend == "loky":
+        with parallel_config(backend="loky"):
+            yield
+        return
+    with _ray(address, workers), parallel_config(backend="ray"):
+        yield
+
+
+@contextmanager
+def _ray(address: str | None, workers: int) -> Iterator[None]:
+    """Register Ray with joblib, and connect to a cluster, or start one here and stop it afterwards."""  # noqa: DOC402, DOC501
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError:
+        raise ConfigError("--backend ray needs Ray: pip install geomsafe[ray]") from None
+    register_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, include_dashboard=False)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
