@@ -33,7 +33,7 @@ DECISIVE = (
 )  # fmt: skip
 
 # Methods that leave training alone and offer a weight set beside the last iterate, under their own name.
-BESIDE = ("swa", "early-stop", "interpolate", "shrink", "random", "safe-lora")
+BESIDE = ("swa", "early-stop", "interpolate", "shrink", "random", "safe-lora", "one-shot")
 
 # Methods whose weights depend on the setting `base_model`, which no other run's do.
 NEED_BASE = ("safe-lora", "asft")

@@ -551,6 +551,25 @@ def l2sp_by_hand(
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
+def one_shot_by_hand(model: Any, examples: Sequence[Any], epochs: int, lr: float) -> Any:
+    """A copy of the model after full-batch Adam on the examples' token-mean loss, its formula written out."""
+    patched = copy.deepcopy(model)
+    weights = {name: weight for name, weight in patched.named_parameters() if weight.requires_grad}
+    tokens = sum(label != -100 for _, labels in examples for label in labels[1:])
+    mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for step in range(1, epochs + 1):
+        found = slow_example_gradients(patched, examples, "sum")
+        with torch.no_grad():
+            for name, weight in weights.items():
+                gradient = found[name].sum(dim=0) / tokens
+                mean[name] = 0.9 * mean[name] + 0.1 * gradient
+                square[name] = 0.999 * square[name] + 0.001 * gradient**2
+                size = (square[name] / (1 - 0.999**step)).sqrt() + 1e-8
+                weight -= lr * mean[name] / (1 - 0.9**step) / size
+    return patched
+
+
 def alignment_map(theta_0: Tensor, theta_base: Tensor, projector: str, rank: int | None = None) -> Tensor:
     """C (d_out, d_out), dense: V V^T / ||V||_F as released, or the projector V_k (V_k^T V_k)^+ V_k^T."""
     difference = theta_0.double() - theta_base.double()

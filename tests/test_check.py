@@ -316,6 +316,7 @@ def test_costs_follow_the_settings(tmp_path: Path, data: Path) -> None:
             "saved": {"save_every": 1},
             "sgd": {"optimizer": "sgd"},
             "off": {"probe_schedule": "off"},
+            "patched": {"method": ["ema", "one-shot"]},
         }.items()
     }
     parameters = sum(weight.numel() for weight in tiny_model().parameters())
@@ -323,6 +324,7 @@ def test_costs_follow_the_settings(tmp_path: Path, data: Path) -> None:
     assert plain["memory: weights"] * 2**30 == 4 * parameters
     assert plain["memory: training state"] == pytest.approx(4 * plain["memory: weights"])  # g, m, v, theta_0
     assert amounts["sgd"]["memory: training state"] == pytest.approx(2 * plain["memory: weights"])
+    assert amounts["patched"]["memory: training state"] == pytest.approx((4 + 1 + 6) * plain["memory: weights"])
     assert amounts["lora"]["memory: training state"] < plain["memory: weights"]
     assert amounts["wide"]["memory: activations"] == pytest.approx(2 * plain["memory: activations"])
     assert amounts["saved"]["disk: weights"] == pytest.approx(7 * plain["disk: weights"])

@@ -120,6 +120,26 @@ def test_a_resumed_trainer_continues_the_average(tmp_path: Path) -> None:
         fit(tmp_path, [MethodsCallback(make_methods(["ema"]))], resume=str(tmp_path / "checkpoint-3"))
 
 
+def test_what_is_read_back_lies_in_memory_as_what_was_saved(tmp_path: Path) -> None:
+    """A dot product over memory of another alignment adds in another order."""
+    given: list[torch.Tensor] = []
+
+    class Keeps(Method):
+        name: ClassVar[str] = "keeps"
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {str(size): torch.ones(size) for size in (1, 3, 17)}
+
+        def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
+            given.extend(tensors.values())
+
+    for resume in (None, str(tmp_path / "checkpoint-3")):
+        fit(tmp_path, [MethodsCallback([Keeps()])], resume=resume, save_steps=3, save_strategy="steps")
+    assert sorted(len(tensor) for tensor in given) == [1, 3, 17]
+    aligned = [tensor.data_ptr() % 64 for tensor in given]
+    assert aligned == [torch.ones(size).data_ptr() % 64 for size in (1, 3, 17)] == [0, 0, 0]
+
+
 def test_probes_measure_at_their_steps_after_the_methods(tmp_path: Path) -> None:
     order: list[str] = []
 

@@ -7,6 +7,7 @@ from geomsafe.methods.callback import MethodsCallback
 from geomsafe.methods.clip import Clip, ClipOptions
 from geomsafe.methods.finite import NotFiniteError
 from geomsafe.methods.loss import GeomsafeLoss, LossMethod, Term
+from geomsafe.methods.one_shot import OneShot, OneShotOptions
 from geomsafe.methods.origin import Origin
 from geomsafe.methods.pcgrad import PcGrad, PcGradOptions
 from geomsafe.methods.registry import REGISTRY, make_method, make_methods
@@ -26,6 +27,8 @@ __all__ = [
     "Method",
     "MethodsCallback",
     "NotFiniteError",
+    "OneShot",
+    "OneShotOptions",
     "Origin",
     "PcGrad",
     "PcGradOptions",

@@ -65,6 +65,7 @@ class Method:
         origin: theta_0, given before `start`.
         anchor: the examples that `anchor_wanted` asks for: `input_ids`, `attention_mask` and `labels` (examples,
             tokens), -100 outside the answer. A run sets it before `start`; anyone else may too.
+        copies: of the trained weights, that the method holds at its worst.
         needs_base: whether the method needs theta_base, the model before alignment.
         stands_beside: whether training goes on as without the method, bit for bit: it only offers weight sets. Runs
             that differ in such methods alone can be one run.
@@ -77,6 +78,7 @@ class Method:
     uses_origin: ClassVar[bool] = False
     origin: Origin
     anchor: Mapping[str, Tensor] | None = None
+    copies: ClassVar[int] = 1
     needs_base: ClassVar[bool] = False
     base: Mapping[str, Tensor] | None = None
 

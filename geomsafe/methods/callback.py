@@ -246,7 +246,9 @@ def _saved_states(folder: Path) -> dict[str, Tensor]:
     path = folder / STATE_FILE
     if not path.is_file():
         raise TrainingError(f"the methods' state '{path}' is missing: resume from a checkpoint written with them")
-    return load_file(path)
+    # Copies: the file's own buffer begins anywhere, and a float32 dot product over memory that is aligned
+    # otherwise adds in another order, so that a resumed run would not log the same digits.
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _under(tensors: dict[str, Tensor], label: str) -> dict[str, Tensor]:

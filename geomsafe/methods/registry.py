@@ -19,6 +19,7 @@ from geomsafe.methods.interpolate import Interpolate
 from geomsafe.methods.kl import Kl
 from geomsafe.methods.l2sp import L2SP
 from geomsafe.methods.mix import Mix
+from geomsafe.methods.one_shot import OneShot
 from geomsafe.methods.pcgrad import PcGrad
 from geomsafe.methods.random_direction import RandomDirection
 from geomsafe.methods.safe_lora import SafeLora
@@ -41,6 +42,7 @@ METHODS: tuple[type[Method], ...] = (
     Shrink,
     RandomDirection,
     SafeLora,
+    OneShot,
     Asft,
     Kl,
     Mix,

@@ -20,6 +20,7 @@ from geomsafe.data import EncodedSet
 from geomsafe.gradients import gradient_targets, token_losses, undisturbed
 from geomsafe.gradients.checking import Finding
 from geomsafe.gradients.memory import free_bytes, saved_bytes
+from geomsafe.methods import make_method
 from geomsafe.models import Loaded, weight_bytes
 from geomsafe.probes import probe_steps
 from geomsafe.training.engine import schedule_of
@@ -53,7 +54,7 @@ class Measured(NamedTuple):
 def memory_costs(config: TrainConfig, loaded: Loaded, measured: Measured) -> tuple[list[Cost], list[Finding]]:
     """Estimate the memory of training on its device.
 
-    weights + gradients + Adam's two moments + theta_0 (full fine-tuning) and each method's copy of what is trained +
+    weights + gradients + Adam's two moments + theta_0 (full fine-tuning) and each method's copies of what is trained +
     what a forward pass over `batch_size` of the longest rows saves.
 
     Args:
@@ -72,7 +73,7 @@ def memory_costs(config: TrainConfig, loaded: Loaded, measured: Measured) -> tup
         "gradients": 1,
         "Adam's two moments": 2 if config.optimizer == "adamw" else 0,
         "theta_0": 0 if config.lora else 1,
-        "methods": len(config.methods),
+        "methods": sum(make_method(spec).copies for spec in config.methods),
     }
     states = trained * sum(parts.values())
     with gradient_targets(model), undisturbed(model):
