@@ -55,6 +55,11 @@ class OneShot(Anchored):
         self._names: frozenset[str] = frozenset()
         self._patched: dict[str, Tensor] = {}
 
+    @property
+    def stands_beside(self) -> bool:
+        """True: the patch is a copy's."""
+        return True
+
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule) -> None:
         """Check that there is an anchor, and remember which step is the last.
 
