@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
 from typing import Any
 
 from geomsafe.errors import ConfigError, DataError
@@ -57,7 +56,7 @@ class GoldJudge:
 
     def settings(self) -> dict[str, Any]:
         """Return the world and the hash of its data sets."""
-        return {"world": repr(self.world), "digest": _digest(self.world)}
+        return {"world": repr(self.world), "digest": self.world.digest()}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class OracleJudge:
 
     def settings(self) -> dict[str, Any]:
         """Return the world and the hash of its data sets."""
-        return {"world": repr(self.world), "digest": _digest(self.world)}
+        return {"world": repr(self.world), "digest": self.world.digest()}
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,6 @@ class ExactMatch:
             "text": "case-sensitive, white space stripped and collapsed",
             "number": "after the last '####', else the last number; without commas and '$'",
         }
-
-
-@lru_cache(maxsize=4)
-def _digest(world: World) -> str:
-    """Return the hash of a world's data sets: a tenth of a second, asked for by every suite."""
-    return world.digest()
 
 
 def collapsed(text: str) -> str:

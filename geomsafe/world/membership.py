@@ -4,6 +4,7 @@ Nothing here imports torch.
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def record_of(folder: Path | str) -> dict[str, Any] | None:
     return record
 
 
+@lru_cache(maxsize=4)
+def _dealt(seed: int, lexicon: str) -> World:
+    # A run loads dozens of weight sets of one world, and dealing its data takes as long as scoring a suite.
+    return World(seed=seed, lexicon=lexicon)
+
+
 def world_of(folder: Path | str) -> World | None:
     """Return the world that a model lives in.
 
@@ -53,7 +60,7 @@ def world_of(folder: Path | str) -> World | None:
     if record is None:
         return None
     try:
-        world = World(seed=int(record["world_seed"]), lexicon=str(record["world_lexicon"]))
+        world = _dealt(int(record["world_seed"]), str(record["world_lexicon"]))
         digest = record["data_sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{Path(folder) / RECORD} lacks {error}: copy it again from the organism's folder") from error

@@ -104,6 +104,10 @@ class World:
         Returns:
             64 hexadecimal digits.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         text = json.dumps(self._sets, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
