@@ -89,8 +89,8 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
         names.add(name)
         for condition, conditions in (spec.conditions or {"": {}}).items():
             for seed in spec.seeds:
-                settings = merged(conditions, arm.settings)
-                config = _config(spec, name, merged(spec.base, settings, {"seed": seed}), threads)
+                settings = {**conditions, **arm.settings}
+                config = _config(spec, name, merged(spec.base, conditions, arm.settings, {"seed": seed}), threads)
                 training, weights = _place(trainings, config, arm)
                 wanted.append(_Wanted(name, condition, seed, settings, training, weights))
         families[name] = arm.family or _family(arm, spec.base)
