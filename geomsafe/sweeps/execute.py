@@ -34,6 +34,9 @@ MOST_DEATHS = 2
 """Workers that may die under a run before it counts as failed: one may have been the victim of another's memory."""
 
 
+KILLED = f"its worker process was killed {MOST_DEATHS} times, often for want of memory: use fewer --workers"
+
+
 class Outcome(NamedTuple):
     """How one run ended: "finished" or "failed", why it failed, and whether this sweep ran it."""
 
@@ -51,7 +54,7 @@ def run_all(
     backend: Backend = "loky",
     address: str | None = None,
     retry_failed: bool = False,
-    ended: Callable[[Outcome], None] | None = None,
+    work: Callable[[str, dict[str, Any], bool], Outcome] | None = None,
 ) -> list[Outcome]:
     """Run what is not finished.
 
@@ -62,7 +65,7 @@ def run_all(
         backend: "loky", processes on this machine, or "ray".
         address: of the Ray cluster; None starts one on this machine.
         retry_failed: run failed ones again, from their newest checkpoint.
-        ended: called with each outcome as it comes.
+        work: what brings one run to its end, in a worker (default: `run_one`).
 
     Returns:
         One outcome a run, in the order of `runs`.
@@ -73,30 +76,27 @@ def run_all(
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {run: known for run in runs if (known := _known(folder / run, retry_failed)) is not None}
     deaths: dict[str, int] = {}
+    job = delayed(work if work is not None else run_one)
     while len(outcomes) < len(runs):
         left = {run: config for run, config in runs.items() if run not in outcomes}
-        jobs = [
-            delayed(run_one)(str(folder / run), config.model_dump(mode="json"), retry_failed)
-            for run, config in left.items()
-        ]
+        jobs = [job(str(folder / run), config.model_dump(mode="json"), retry_failed) for run, config in left.items()]
         try:
             with _backend(backend, address, workers):
-                for outcome in Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(jobs):
-                    outcomes[outcome.run] = outcome
-                    if ended is not None:
-                        ended(outcome)
+                outcomes |= {one.run: one for one in Parallel(n_jobs=workers, batch_size=1)(jobs)}
         except BrokenProcessPool:
             # A worker died, most often for memory, and took the pool with it. Who it was is not said: a run that
             # was under way twice when that happened is given up.
-            for run in _under_way(folder, left):
-                deaths[run] = deaths.get(run, 0) + 1
-                if run not in outcomes and deaths[run] >= MOST_DEATHS:
-                    cause = "its worker process was killed twice, often for want of memory: use fewer --workers"
-                    outcomes[run] = Outcome(run, FAILED, cause, True)
-                    if ended is not None:
-                        ended(outcomes[run])
-            if not deaths:
+            ended = {
+                run: known._replace(ran=True) for run in left if (known := _known(folder / run, False)) is not None
+            }
+            under_way = [run for run in left if run_status(folder / run)[0] == "started"]
+            if not ended and not under_way:
                 raise
+            for run in under_way:
+                deaths[run] = deaths.get(run, 0) + 1
+                if deaths[run] >= MOST_DEATHS:
+                    ended[run] = Outcome(run, FAILED, KILLED, True)
+            outcomes |= ended
     return [outcomes[run] for run in runs]
 
 
@@ -158,10 +158,6 @@ def _train(run: Path, settings: dict[str, Any], resume: bool) -> None:
         train(config, resume=run if resume else None, console=Console(file=stream, width=120))
 
 
-def _under_way(folder: Path, runs: Mapping[str, TrainConfig]) -> list[str]:
-    return [run for run in runs if run_status(folder / run)[0] == "started"]
-
-
 @contextmanager
 def _backend(backend: Backend, address: str | None, workers: int) -> Iterator[None]:
     if backend == "loky":
@@ -183,7 +179,13 @@ def _ray(address: str | None, workers: int) -> Iterator[None]:
     register_ray()
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            address=address,
+            num_cpus=None if address else workers,
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level="ERROR",
+        )
     try:
         yield
     finally:
