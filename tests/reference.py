@@ -639,3 +639,18 @@ def penalised_by_hand(
             loss = loss + penalty(model)
         loss.backward()
         optimizer.step()
+
+
+def kl_by_position(
+    start: Any, model: Any, ids: Sequence[int], labels: Sequence[int], first: int | None = None
+) -> list[float]:
+    """D(start || model) in nats before each target token of one unpadded sequence: a sum over the vocabulary."""
+    with torch.no_grad():
+        then = start(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double()
+        now = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double()
+    found = []
+    for position in range(1, len(ids)):
+        if labels[position] != -100:
+            old, new = then[position - 1].softmax(-1).tolist(), now[position - 1].softmax(-1).tolist()
+            found.append(math.fsum(p * (math.log(p) - math.log(q)) for p, q in zip(old, new, strict=True)))
+    return found[:first]
