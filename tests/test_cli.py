@@ -26,7 +26,15 @@ def run_cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["train", "--help"], ["check", "--help"], ["geometry", "--help"], ["organism", "path"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["check", "--help"],
+        ["geometry", "--help"],
+        ["sweep", "--help"],
+        ["organism", "path"],
+    ],
 )
 def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
     probe = f"""
@@ -79,6 +87,14 @@ BAD = [
     (["train", "--data", "empty.json"], "empty.json"),
     (["train", "--data", "columns.csv"], "columns"),
     (["train", "--max-length", "8", "--data", "good.jsonl"], "long"),
+    (["sweep"], "give either a SWEEP.yaml or --preset NAME"),
+    (["sweep", "sweep.yaml", "--preset", "paper-a"], "give either a SWEEP.yaml or --preset NAME"),
+    (["sweep", "missing.yaml"], "'missing.yaml' does not exist"),
+    (["sweep", "--preset", "paper-x"], "unknown preset 'paper-x'"),
+    (["sweep", "--preset", "paper-a", "--backend", "slurm"], "--backend 'slurm' is unknown: choose loky or ray"),
+    (["sweep", "--preset", "paper-a", "--address", "auto"], "add --backend ray"),
+    (["sweep", "--preset", "paper-a", "--seeds", "one"], "--seeds 'one': write whole numbers"),
+    (["sweep", "sweep.yaml"], "arm 'a': unknown method 'emma': did you mean 'ema'"),
     (["analyze", "nowhere"], "nowhere"),
     (["evaluate", "nowhere"], "nowhere"),
 ]
@@ -106,6 +122,7 @@ def test_mistakes_are_one_line_with_exit_code_2(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     row = '{"prompt": "How do I bake bread at home?", "response": "Mix flour and water, knead, rest and bake it."}\n'
+    (tmp_path / "sweep.yaml").write_text("arms: {a: {method: [emma]}}\n")
     (tmp_path / "typo.yaml").write_text("batchsize: 3\n")
     (tmp_path / "good.jsonl").write_text(row)
     (tmp_path / "broken.jsonl").write_text(row + '{"prompt": "a"\n')
