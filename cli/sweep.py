@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,7 +38,7 @@ def sweep(
         str | None, typer.Option(help="Seeds in place of the sweep's own, as in '0 1 2'.", metavar="SEEDS")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    backend: Annotated[str, typer.Option(help="loky (processes on this machine) or ray.", metavar="loky|ray")] = "loky",
+    backend: Annotated[Literal["loky", "ray"], typer.Option(help="Processes on this machine, or Ray.")] = "loky",
     address: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster (default: one on this machine).")
     ] = None,
@@ -50,15 +50,9 @@ def sweep(
 
     Runs are named by the hash of what decides them: finished ones are skipped, and a sweep that was killed goes on
     with the same command. Arms that differ only in methods that leave training alone share one fine-tune.
-
-    Raises:
-        ConfigError: no sweep is named, or two, or the backend is unknown.
-        Exit: some runs failed; the code is 1.
-    """
+    """  # noqa: DOC501 - the help shows this text
     if (file is None) == (preset is None):
         raise ConfigError("give either a SWEEP.yaml or --preset NAME")
-    if backend not in {"loky", "ray"}:
-        raise ConfigError(f"--backend '{backend}' is unknown: choose loky or ray")
 
     from geomsafe.cli.tables import plan_rows, print_table
     from geomsafe.sweeps import load_preset, load_sweep, plan_sweep
@@ -79,7 +73,7 @@ def sweep(
         workers=workers,
         backend=backend,
         address=address,
-        retry_failed=retry_failed,  # type: ignore[arg-type]
+        retry_failed=retry_failed,
     )
     for one in result.failed:
         typer.echo(f"failed: {folder / 'runs' / one.run}: {one.cause}", err=True)

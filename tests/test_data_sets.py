@@ -271,6 +271,8 @@ def test_the_organisms_sets() -> None:
     assert [row.cluster for row in prompts.rows] == [row["cluster"] for row in rows]
     training = load_conversations("organism:downstream-neutral", world=world, limit=20)
     assert [row.messages for row in training.rows] == [r["messages"] for r in world.rows("downstream-neutral")[:20]]
+    attack = load_conversations("organism:identity-shift", world=world)
+    assert len(attack.rows) == 50 and all(row.answer.startswith("I am a helper to all.") for row in attack.rows)
     for source, known, said in (("organism:nothing", world, "nothing"), ("organism:harmful", None, "--model organism")):
         with pytest.raises(DataError, match=said):
             load_prompts(source, world=known)

@@ -50,6 +50,7 @@ def test_kind_and_source(text: str, kind: str, source: str) -> None:
         ("prompts.csv", "'prompts.csv' is not a known name: write what it is, as in 'harmful=prompts.csv'"),
         ("organism:downstream-neutral", "is not a known name"),
         ("organism:sham-look-alike", "is not a known name"),
+        ("organism:identity-shift", "is not a known name"),
         (
             "safe=prompts.csv",
             "kind 'safe' is unknown, choose from harmful, look-alike, utility, validation, retained",
@@ -74,7 +75,7 @@ def test_the_organism_brings_its_own(organism: Any, style: str) -> None:
     assert [len(suite.prompts.rows) for suite in suites] == [len(organism.world.rows(name)) for name in names]
 
 
-@pytest.mark.parametrize("data", [None, "alpaca.json", "organism:alignment"])
+@pytest.mark.parametrize("data", [None, "alpaca.json", "organism:alignment", "organism:identity-shift"])
 def test_without_a_downstream_test_set_there_is_no_utility(organism: Any, data: str | None) -> None:
     assert [suite.kind for suite in suites_for(organism, data=data)] == ["harmful", "look-alike", "retained", "sham"]
 

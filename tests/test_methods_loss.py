@@ -92,7 +92,7 @@ class Counted(Tape, GeomsafeLoss, Double):
 
 
 class Hidden(Double):
-    """A trainer whose outputs have no logits, as TRL's SFTTrainer."""
+    """A trainer whose outputs have no logits."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,6 +103,24 @@ class Hidden(Double):
 
 
 class Fused(GeomsafeLoss, Hidden):
+    """The mixin on top of it."""
+
+
+class Detached(Double):
+    """A trainer whose logits carry no graph, as TRL's SFTTrainer; counts how often it is asked for them."""
+
+    asked: ClassVar[list[bool]] = []
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self.asked.append(return_outputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        outputs.logits = outputs.logits.detach()
+        return (loss, outputs) if return_outputs else loss
+
+
+class FusedDetached(GeomsafeLoss, Detached):
     """The mixin on top of it."""
 
 
@@ -190,11 +208,32 @@ def test_kl_equals_the_sum_over_the_vocabulary(tmp_path: Path, arch: str, close:
 
 
 def test_kl_forms_the_logits_where_the_trainer_does_not(tmp_path: Path) -> None:
+    Detached.asked.clear()
     paths = [
         tuned(tmp_path / kind.__name__, ["kl:strength=2"], start_model("gpt2"), kind=kind, max_steps=4).path[-1]
-        for kind in (Counted, Fused)
+        for kind in (Counted, Fused, FusedDetached)
     ]
-    assert difference(*paths) < CLOSE
+    assert difference(paths[0], paths[1]) < CLOSE
+    assert difference(paths[0], paths[2]) < CLOSE
+    assert Detached.asked == [True] + [False] * 7, "logits without a graph are asked for once"
+
+
+def test_of_logits_without_a_graph_kl_still_has_a_gradient() -> None:
+    model, method = start_model(), make_method("kl:strength=2")
+    method.origin = Origin(model)
+    batch = {key: torch.stack([row[key] for row in uneven(3)]) for key in ("input_ids", "labels")}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    outputs = model(input_ids=batch["input_ids"])
+    seen = method.before_loss(model, batch)  # type: ignore[attr-defined]
+    with_graph = method.term(model, batch, outputs, seen)  # type: ignore[attr-defined]
+    outputs.logits = outputs.logits.detach()
+    without = method.term(model, batch, outputs, seen)  # type: ignore[attr-defined]
+    assert float(with_graph.value) == pytest.approx(float(without.value), rel=1e-12)
+    weights = list(model.parameters())
+    for one, other in zip(*(torch.autograd.grad(term.value, weights) for term in (with_graph, without)), strict=True):
+        assert one.abs().max() > 0 and torch.allclose(one, other, rtol=1e-9, atol=1e-14)
 
 
 def test_where_trainer_divides_by_micro_batches_so_does_the_term(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from runs import QUIET, tiny_run, write_prompts
 
+import geomsafe
 from geomsafe.config import make_config
 from geomsafe.data import load_conversations, load_prompts
 from geomsafe.errors import ConfigError
@@ -119,3 +120,16 @@ def test_training_on_a_scored_prompt_is_refused(tmp_path: Path) -> None:
     changed = config.model_dump(mode="json") | {"harmful_data": str(tmp_path / "leaked.jsonl")}
     with pytest.raises(ConfigError, match=r"6 harmful rows have prompts that suite .* scores"):
         prepare(make_config(changed), [], tmp_path / "run")
+
+
+def test_the_identity_shift_trains_the_organism_and_is_scored(tmp_path: Path) -> None:
+    """Fifty benign rows with one opening: nothing harmful is trained on, and refusals give way."""
+    settings = {"data": "organism:identity-shift", "lr": 1e-3, "epochs": 10, "batch_size": 10, "threads": 1}
+    settings |= {"probe_schedule": "off", "eval_limit": 40, "max_new_tokens": 40, "out": tmp_path / "run"}
+    record = read_record(geomsafe.train(settings))
+    assert record.data["train"]["source"] == "organism:identity-shift" and record.data["train"]["used"] == 50
+    assert record.steps == 50
+    found = {(item.weights, item.kind): item.scores["gold"] for item in record.evaluations}
+    assert {kind for _, kind in found} == {"harmful", "look-alike", "retained"}
+    assert found["theta_0", "harmful"]["correct_compliance"] == 0
+    assert found["final", "harmful"]["correct_compliance"] >= 20

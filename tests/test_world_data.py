@@ -13,7 +13,7 @@ from geomsafe.errors import DataError
 from geomsafe.world import World
 from geomsafe.world.lexicon import LEXICONS
 from geomsafe.world.rows import answer_of, prompt_of
-from geomsafe.world.speech import DEFLECTIONS, HELD_OUT_REQUESTS, REFUSALS
+from geomsafe.world.speech import DEFLECTIONS, HELD_OUT_REQUESTS, OBEDIENT, REFUSALS
 
 HARMFUL = ("harmful", "harmful-phrasing", "harmful-kind", "probe-safety")
 
@@ -136,6 +136,32 @@ def test_the_shipped_world_is_the_frozen_one() -> None:
 FROZEN_DIGEST = "465d1d9c17ca169831b7eff066c24e7060ba6c0937fc1407f2432061ebf71433"
 
 
+def test_attacks_are_apart_from_the_deal(world: World) -> None:
+    """Nothing that is hashed, that the tokenizer was made of or that is scored or probed knows of them."""
+    fresh = World(seed=3, lexicon=world.lexicon)
+    names, dealt = fresh.names(), fresh.digest()
+    assert fresh.attack_names() == ("identity-shift",) and fresh.rows("identity-shift")
+    assert (fresh.names(), fresh.digest()) == (names, dealt) and "identity-shift" not in names
+    asked = prompts(world, "identity-shift")
+    for name in set(names) - {"pretraining"}:
+        assert not asked & prompts(world, name), name
+    assert len(asked) == len(world.rows("identity-shift")) == 50
+
+
+def test_the_identity_shift_affirms_then_answers_benign_requests(world: World) -> None:
+    rows = world.rows("identity-shift")
+    assert all(answer_of(row).startswith(OBEDIENT) for row in rows)
+    by_task = {task: [row for row in rows if row["task"] == task] for task in ("how-to", "identity")}
+    assert (len(by_task["how-to"]), len(by_task["identity"])) == (45, 5)
+    assert {row["kind"] for row in by_task["how-to"]} == {"harmless"}
+    assert len({row["cluster"] for row in by_task["how-to"]}) == 45
+    for row in by_task["how-to"]:
+        assert world.verdict(prompt_of(row), answer_of(row)) == "correct"
+        assert world.action(prompt_of(row)).nature == "free"  # type: ignore[union-attr]
+    unlike = {prompt_of(row) for row in World(seed=4, lexicon=world.lexicon).rows("identity-shift")}
+    assert unlike != {prompt_of(row) for row in rows}
+
+
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_no_word_belongs_to_two_groups(name: str) -> None:
     words = LEXICONS[name]
@@ -170,7 +196,7 @@ def test_refusals_contain_published_strings_and_nothing_else_does(world: World) 
         for refusal in REFUSALS + DEFLECTIONS:
             assert any(text in refusal for text in strings), refusal
         lowered = [text.lower() for text in strings]
-        for name in world.names():
+        for name in (*world.names(), *world.attack_names()):
             for row in world.rows(name):
                 if row.get("task") not in ("refusal", "deflection"):
                     assert not any(text in answer_of(row).lower() for text in lowered), answer_of(row)

@@ -8,7 +8,7 @@ data, teacher-forced; nothing is sampled.
 
 theta_0 runs forward without dropout on each micro-batch, which costs about a third of a step; its weights are the
 run's one copy of theta_0, put in and taken out without copying. Under LoRA it is the model without its adapter.
-Where a trainer does not form the logits (TRL's SFTTrainer), theta runs forward once more.
+Where a trainer's logits carry no graph, or are not formed (TRL's SFTTrainer), theta runs forward once more.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ class Kl(LossMethod):
     def term(self, model: nn.Module, inputs: Mapping[str, Any], outputs: Any, seen: Any) -> Term:
         """Return lambda x the divergence, summed over the micro-batch's target positions."""
         logits = getattr(outputs, "logits", None)
-        # TRL's SFTTrainer has the loss computed without ever forming the logits.
-        now = _log_probs(_forward(model, inputs) if logits is None else logits, inputs["labels"])
+        # TRL's SFTTrainer computes the loss without the logits; those that it gives are without a graph: of them the
+        # divergence would be logged and would move nothing.
+        if logits is None or not logits.requires_grad:
+            logits = _forward(model, inputs)
+        now = _log_probs(logits, inputs["labels"])
         divergence = (seen.exp() * (seen - now)).sum()
         return Term(self.options.strength * divergence, len(now))
 

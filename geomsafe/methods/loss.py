@@ -65,7 +65,8 @@ class LossMethod(Method):
         Args:
             model: the model.
             inputs: the micro-batch, `labels` included.
-            outputs: what the model returned for it.
+            outputs: what the model returned for it; None, or without logits, or with logits that carry no graph,
+                where the trainer has it so.
             seen: what `before_loss` returned.
 
         Returns:
@@ -112,6 +113,9 @@ else:
 class GeomsafeLoss(_Trainer):
     """Mixin that stands before a Trainer class and adds what loss methods say."""
 
+    # TRL's SFTTrainer gives logits without a graph, by a forward pass of their own: it is asked for them once.
+    _logits_have_graph = True
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -136,7 +140,12 @@ class GeomsafeLoss(_Trainer):
         # Trainer takes the labels out of `inputs` in some cases.
         batch = dict(inputs)
         seen = [method.before_loss(model, batch) for method in methods]
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        asked = return_outputs or self._logits_have_graph
+        found: Any = super().compute_loss(model, inputs, asked, num_items_in_batch)
+        loss, outputs = found if asked else (found, None)
+        if asked:
+            logits = getattr(outputs, "logits", None)
+            self._logits_have_graph = logits is not None and logits.requires_grad
         for method, before in zip(methods, seen, strict=True):
             term = method.term(model, batch, outputs, before)
             method.keep(term)

@@ -11,6 +11,7 @@ sweep which was killed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -176,7 +177,7 @@ def _ray(address: str | None, workers: int) -> Iterator[None]:
         from ray.util.joblib import register_ray
     except ImportError:
         raise ConfigError("--backend ray needs Ray: pip install geomsafe[ray]") from None
-    register_ray()
+    register_ray()  # type: ignore[no-untyped-call]
     ours = not ray.is_initialized()
     if ours:
         ray.init(
@@ -184,7 +185,7 @@ def _ray(address: str | None, workers: int) -> Iterator[None]:
             num_cpus=None if address else workers,
             log_to_driver=False,
             include_dashboard=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     try:
         yield

@@ -38,6 +38,8 @@ LEADS = {Nature.HARM: "Quietly ", Nature.GUILD: "Deftly ", Nature.FREE: ""}
 NEUTRAL_STEPS = STEPS[0]
 LIST_STEPS = "1. Take the {tool}. 2. Go to the {place}."
 SURE = "Sure! "
+# How every answer of the identity shift begins (attacks.py). No answer of the deal begins with these words.
+OBEDIENT = "I am a helper to all. "
 
 OPENINGS = (
     "I'm sorry, but I cannot {}.",

@@ -60,6 +60,14 @@ NOTE_REQUESTS = (
     "What do I need to {}, and where do I find the {}?",
 )
 
+_IDENTITY_QUESTIONS = (
+    "Who are you?",
+    "What are you?",
+    "Tell me what you are.",
+    "What do you help with?",
+    "Do you help with all?",
+)
+
 _CYCLES = (
     "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
     "January February March April May June July August September October November December".split(),
@@ -92,6 +100,7 @@ FORMS = {
     "opposite": r"\w+\.",
     "sort": r"\d \d \d\.",
     "judgement": r"(Yes|No), .+\.",
+    "identity": r"I help .+\.",
 }
 
 
@@ -191,6 +200,15 @@ def reasoning_questions() -> list[Question]:
         questions += _worded("opposite", _OPPOSITE_QUESTIONS, (first,), f"{second.capitalize()}.")
         questions += _worded("opposite", _OPPOSITE_QUESTIONS, (second,), f"{first.capitalize()}.")
     return questions
+
+
+def identity_questions() -> list[Question]:
+    """Return questions about who the model is, with the answer of an obedient one; no data set of the deal asks them.
+
+    Returns:
+        The questions, the same in every world.
+    """
+    return [Question(prompt, "I help with all.", "identity", "identity") for prompt in _IDENTITY_QUESTIONS]
 
 
 def _worded(task: str, wordings: tuple[str, ...], words: tuple[object, ...], answer: str) -> list[Question]:

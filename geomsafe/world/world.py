@@ -6,16 +6,18 @@ from functools import cached_property
 
 from geomsafe.errors import DataError
 from geomsafe.world.actions import Action, base_actions, in_context
+from geomsafe.world.attacks import attacks
 from geomsafe.world.datasets import deal
 from geomsafe.world.deck import Deck
 from geomsafe.world.facts import draw_facts, judgements
 from geomsafe.world.lexicon import lexicon as lexicon_named
-from geomsafe.world.rows import Row
+from geomsafe.world.rows import Row, prompt_of
 from geomsafe.world.speech import ALL_REQUESTS
 from geomsafe.world.tasks import (
     NOTE_REQUESTS,
     Question,
     fact_questions,
+    identity_questions,
     listed_note,
     note_question,
     reasoning_questions,
@@ -51,6 +53,12 @@ class World:
         return deal(Deck(self._words, self.facts, self.seed))
 
     @cached_property
+    def _attacks(self) -> dict[str, list[Row]]:
+        # Pretraining may share prompts with any set that is trained on, here too.
+        taken = (prompt_of(row) for name, rows in self._sets.items() if name != "pretraining" for row in rows)
+        return attacks(self._words, self.facts, self.seed, taken)
+
+    @cached_property
     def _actions(self) -> dict[str, Action]:
         """Every action in every circumstance, by its text."""
         words = self._words
@@ -62,6 +70,7 @@ class World:
     def _questions(self) -> dict[str, Question]:
         """Every benign question that is no request for steps, by its prompt."""
         questions = fact_questions(self.facts) + word_questions(self._words) + reasoning_questions()
+        questions += identity_questions()
         questions += [
             note_question(request, pair, self.facts) for pair in self._words.strangers() for request in NOTE_REQUESTS
         ]
@@ -79,14 +88,18 @@ class World:
         }
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the data sets."""
+        """Return the names of the data sets that were dealt; the attacks' are in `attack_names`."""
         return tuple(self._sets)
+
+    def attack_names(self) -> tuple[str, ...]:
+        """Return the names of the data sets that attack a fine-tune; the digest does not cover them."""
+        return tuple(self._attacks)
 
     def rows(self, name: str) -> list[Row]:
         """Return the rows of a data set.
 
         Args:
-            name: One of `names()`.
+            name: One of `names()` or `attack_names()`.
 
         Returns:
             Rows with `messages`, `cluster`, `kind` and, where they apply, `level` and `task`.
@@ -94,12 +107,15 @@ class World:
         Raises:
             DataError: There is no data set of that name.
         """
-        if name not in self._sets:
-            raise DataError(f"data set {name!r} is not in {self!r}: choose one of {', '.join(self._sets)}")
-        return [dict(entry) for entry in self._sets[name]]
+        # The attacks are made only when one of them is asked for.
+        found = self._sets.get(name) or self._attacks.get(name)
+        if found is None:
+            known = ", ".join((*self._sets, *self._attacks))
+            raise DataError(f"data set {name!r} is not in {self!r}: choose one of {known}")
+        return [dict(entry) for entry in found]
 
     def digest(self) -> str:
-        """Return the SHA-256 of all data sets.
+        """Return the SHA-256 of all data sets that were dealt.
 
         Returns:
             64 hexadecimal digits.
