@@ -173,6 +173,28 @@ def test_feedback_every_k_steps_is_lookahead() -> None:
         assert model.weight.tolist() == (slow if step % 2 == 0 else target)
 
 
+def test_feedback_logs_how_far_it_moves_back_and_at_which_rate() -> None:
+    """removed is the distance between theta before and after, effective_lr the optimizer's rate x eta at this step."""
+    for spec, each_step in (("ema:eta=0.25,mode=feedback", True), ("ema:eta=0.25,mode=feedback,every=2", False)):
+        model, method = Point([0.0, 0.0]), make_method(spec)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        method.start(model, optimizer, Schedule(4, 4, 0.5))
+        for step, rate in ((1, 0.5), (2, 0.1)):
+            optimizer.param_groups[0]["lr"] = rate
+            model.move([3.0 * step, 4.0 * step])
+            before = [weight.detach().clone() for weight in model.parameters()]
+            log = method.after_step(model, step)
+            if not each_step and step == 1:
+                assert log == {}
+                continue
+            moved = sum(float((a - b).square().sum()) for a, b in zip(before, model.parameters(), strict=True)) ** 0.5
+            assert log["removed"] == pytest.approx(moved, rel=1e-12) and moved > 0
+            assert log.get("effective_lr") == (pytest.approx(0.25 * rate) if each_step else None)
+    shadow = make_method("ema:eta=0.25")
+    shadow.start(model, optimizer, Schedule(4, 4, 0.5))
+    assert set(shadow.after_step(model, 1)) == {"gap"}
+
+
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("make", [lambda: tiny_model("gpt2"), lora_model], ids=["full", "lora"])
 def test_swapping_restores_bitwise_even_after_an_exception(make: Any, fails: bool) -> None:

@@ -67,6 +67,7 @@ class Ema(Method):
         self._adapted = False
         self._shadow: Shadow | None = None
         self._factors: dict[str, Tensor] = {}
+        self._optimizer: torch.optim.Optimizer | None = None
 
     @property
     def stands_beside(self) -> bool:
@@ -78,7 +79,7 @@ class Ema(Method):
 
         Args:
             model: the model that is trained.
-            optimizer: not used.
+            optimizer: says the learning rate of each step, for the log.
             schedule: gives the steps of an epoch.
 
         Raises:
@@ -89,7 +90,7 @@ class Ema(Method):
             raise ConfigError(
                 f"method ema: space={self.options.space} is for LoRA runs, and all weights are trained here"
             )
-        self._adapted = bool(layers)
+        self._adapted, self._optimizer = bool(layers), optimizer
         products = self._adapted and self.options.mode == "shadow" and self.options.space != "factors"
         self._period = self._steps_between(schedule)
         self._shadow = Shadow(model, products=products)
@@ -109,9 +110,10 @@ class Ema(Method):
             step: the step that was taken.
 
         Returns:
-            On steps that average: `gap` = ||theta - theta_ema||_2 just before averaging and,
-            for LoRA products, `factors_gap` = ||s B_ema A_ema - average of products|| / ||average
-            of products||. Else nothing.
+            On steps that average: `gap` = ||theta - theta_ema||_2 just before averaging; fed back, `removed` =
+            (1 - eta) gap, the distance by which theta is moved back, and every step `effective_lr` = lr x eta;
+            for LoRA products, `factors_gap` = ||s B_ema A_ema - average of products|| / ||average of products||.
+            Else nothing.
         """
         if step % self._period:
             return {}
@@ -121,6 +123,9 @@ class Ema(Method):
             log["factors_gap"] = self._fold_factors(model, self.options.eta)
         if self.options.mode == "feedback":
             shadow.feed_back(model)
+            log["removed"] = (1 - self.options.eta) * log["gap"]
+            if self._period == 1 and self._optimizer is not None:
+                log["effective_lr"] = self.options.eta * max(group["lr"] for group in self._optimizer.param_groups)
         return log
 
     def weight_sets(self) -> dict[str, Swap]:
