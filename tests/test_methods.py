@@ -174,7 +174,7 @@ def test_feedback_every_k_steps_is_lookahead() -> None:
 
 
 def test_feedback_logs_how_far_it_moves_back_and_at_which_rate() -> None:
-    """removed is the distance between theta before and after, effective_lr the optimizer's rate x eta at this step."""
+    """Removed is the distance between theta before and after, effective_lr the optimizer's rate x eta at this step."""
     for spec, each_step in (("ema:eta=0.25,mode=feedback", True), ("ema:eta=0.25,mode=feedback,every=2", False)):
         model, method = Point([0.0, 0.0]), make_method(spec)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
