@@ -9,7 +9,7 @@ import typer
 
 
 def analyze(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories written by `geomsafe train`.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or the folder of a sweep.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html, analysis.json and the tables.")] = Path("report"),
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare runs of different models, templates or prompt sets.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geomsafe.records import Evaluation
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "analyze", "evaluate", "train"]
+__all__ = ["__version__", "analyze", "evaluate", "sweep", "train"]
 
 
 def train(config: TrainConfig | dict[str, Any] | None = None, *, resume: str | Path | None = None) -> Path:
@@ -62,11 +62,45 @@ def evaluate(source: str | Path, prompts: Sequence[str] = (), out: str | Path | 
     return run_evaluation(source, prompts, None if out is None else Path(out))
 
 
+def sweep(
+    design: str | Path | dict[str, Any], out: str | Path, *, workers: int = 1, retry_failed: bool = False
+) -> Path:
+    """Run a sweep, or what is left of it, as `geomsafe sweep` does; `analyze([out])` then compares its runs.
+
+    Args:
+        design: a YAML file, the name of a design that comes with geomsafe, or the design as a mapping.
+        out: folder of the sweep.
+        workers: runs at a time, each in a process of its own.
+        retry_failed: run failed runs again.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TrainingError: runs failed; names the first with its cause.
+    """
+    from geomsafe.errors import TrainingError
+    from geomsafe.sweeps import load_preset, load_sweep, make_sweep
+    from geomsafe.sweeps import sweep as run_sweep
+
+    if isinstance(design, dict):
+        spec = make_sweep(design)
+    else:
+        spec = load_sweep(Path(design)) if Path(design).exists() else load_preset(str(design))
+    result = run_sweep(spec, Path(out), workers=workers, retry_failed=retry_failed)
+    if result.failed:
+        first = result.failed[0]
+        raise TrainingError(
+            f"{len(result.failed)} of {len(result.outcomes)} runs failed, first '{first.run}': {first.cause}"
+        )
+    return result.folder
+
+
 def analyze(runs: Sequence[str | Path], out: str | Path = "report", *, allow_mixed: bool = False) -> Path:
     """Analyse run directories and write report.html, as `geomsafe analyze` does.
 
     Args:
-        runs: run directories.
+        runs: run directories, or the folder of a sweep.
         out: folder for the report, analysis.json and the tables.
         allow_mixed: compare runs of different models, templates or prompt sets.
 

@@ -16,8 +16,9 @@ import yaml
 from runs import QUIET, tiny_run
 from safetensors.torch import load_file
 
+import geomsafe
 from geomsafe.config import make_config
-from geomsafe.errors import ConfigError
+from geomsafe.errors import ConfigError, TrainingError
 from geomsafe.records import read_record, read_sweep
 from geomsafe.sweeps import Result, make_plan, make_sweep, sweep
 from geomsafe.sweeps.execute import Outcome, run_all, run_one
@@ -210,3 +211,12 @@ def test_workers_and_address_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a file"):
         sweep(spec, tmp_path / "file", console=QUIET)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_same_from_python(tmp_path: Path) -> None:
+    design = tiny_spec(tmp_path, {"a": {}})
+    out = geomsafe.sweep(design, tmp_path / "sweep")
+    assert read_sweep(out).points[0].arm == "a"
+    broken = tiny_spec(tmp_path, {"a": {"data": str(tmp_path / "missing.jsonl")}})
+    with pytest.raises(TrainingError, match=r"1 of 1 runs failed, first .*missing\.jsonl"):
+        geomsafe.sweep(broken, tmp_path / "broken")
