@@ -1,0 +1,231 @@
+"""Differences of attack success: to controls at equal drift, and beside the difference of the harmless twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from geomsafe.reports.figures import INK, Figure, cell, hundredfold, panels, styled, whiskers
+from geomsafe.reports.figures_sweep import (
+    SweepLook,
+    add_equivalence,
+    condition_switch,
+    of_condition,
+    panelled_conditions,
+    primary_of,
+    shortened,
+    sweep_looks,
+)
+from geomsafe.reports.wording import points, points_interval
+
+AXES = {"l2": "at equal L2 distance", "kl": "at equal KL on the task", "utility_loss": "at equal utility loss"}
+MOST_ROWS = 60
+LONGEST_LABEL = 26
+TWINS = (("difference", "#D55E00", "circle"), ("sham_difference", "#009E73", "diamond"))
+
+Pair = tuple[str, str]
+
+
+def matched_figure(analysis: dict[str, Any]) -> Figure:
+    """Return the forest plot of arms minus comparators at equal drift, one panel an axis."""
+    _, measure = primary_of(analysis)
+    names, left_out = panelled_conditions(analysis)
+    rows = [row for row in analysis["tables"]["matched"]["rows"] if (row["condition"] or "") in names]
+    frame: dict[str, Any] = {
+        "id": "matched",
+        "short": "equal drift",
+        "title": "Arms beside their comparators at equal drift",
+        "how": (
+            f"One row an arm and comparator: difference of {measure} in points with its 95 % interval, the comparator "
+            "read off its own checkpoints at the arm's place on the panel's axis. Left of zero = the arm is safer "
+            "than the comparator at equal drift; inside the band of ±5 points = equivalent. Filled = the other axes "
+            "match as well; hollow = this axis only. Buttons choose the condition."
+        ),
+        "limitation": (
+            "Rates between two checkpoints are interpolated; where the comparator never went as far, nothing is "
+            f"extrapolated: not comparable. Hover for the reason.{left_out}"
+        ),
+        "tables": ["matched"],
+    }
+    pairs: list[Pair] = list(dict.fromkeys((row["arm"], row["comparator"]) for row in rows))
+    if not pairs:
+        return Figure(**frame, plot=None, missing="not run: no arm has a comparator")
+    if len(pairs) > MOST_ROWS:
+        frame["limitation"] += f" {len(pairs) - MOST_ROWS} more rows are in the CSV."
+    pairs = pairs[:MOST_ROWS]
+    looks = sweep_looks(analysis)
+    plot, height = panels(list(AXES.values()), 3, 40 + 24 * len(pairs))
+    belongs: list[str] = []
+    for index, axis in enumerate(AXES):
+        place = cell(index, 3)
+        for condition in names:
+            mine = [
+                row
+                for row in of_condition(rows, condition)
+                if row["axis"] == axis and (row["arm"], row["comparator"]) in pairs
+            ]
+            _add_forest(plot, mine, pairs, looks, place, visible=condition == names[0])
+            belongs += [condition] * 2
+        add_equivalence(plot, **place)
+    styled(plot, height, showlegend=False, margin={"r": 24, "t": 84, "b": 56})
+    _number_rows(plot, [(arm, _comparator(other)) for arm, other in pairs])
+    # Words are not struck through.
+    plot.update_yaxes(showgrid=False)
+    plot.update_layout(updatemenus=condition_switch(names, belongs, 40 / (height - 140)))
+    plot.update_xaxes(title_text="difference in points, ← safer")
+    _fit(plot, rows, ("difference_low", "difference_high"))
+    return Figure(**frame, plot=plot)
+
+
+def _comparator(name: str) -> str:
+    return "own radial control" if name == "radial" else shortened(name, LONGEST_LABEL)
+
+
+def _add_forest(
+    plot: go.Figure,
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[Pair],
+    looks: dict[str, SweepLook],
+    place: dict[str, int],
+    *,
+    visible: bool,
+) -> None:
+    """Draw numbers as marks and what is not comparable as words: two traces."""
+    found = [row for row in rows if row["difference"] is not None]
+    words = [row for row in rows if row["difference"] is None]
+    colours = [looks[row["arm"]].colour if row["arm"] in looks else INK for row in found]
+    plot.add_trace(
+        go.Scatter(
+            x=hundredfold(row["difference"] for row in found),
+            y=[pairs.index((row["arm"], row["comparator"])) for row in found],
+            error_x=whiskers(found, "difference", "difference_low", "difference_high")
+            | {"color": INK, "thickness": 1.2, "width": 3},
+            mode="markers",
+            marker={
+                "size": 10,
+                "color": [
+                    colour if row["all_matched"] else "white" for row, colour in zip(found, colours, strict=True)
+                ],
+                "line": {"color": colours, "width": 2},
+            },
+            customdata=[
+                f"{row['arm']} − {row['comparator']}<br>{points(row['difference'])} "
+                f"{points_interval(row['difference_low'], row['difference_high'])}, {row['seeds']} seeds"
+                for row in found
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+            visible=visible,
+        ),
+        **place,
+    )
+    plot.add_trace(
+        go.Scatter(
+            x=[0] * len(words),
+            y=[pairs.index((row["arm"], row["comparator"])) for row in words],
+            mode="text",
+            text=[_short_reason(row["reason"]) for row in words],
+            textfont={"size": 11, "color": "#6b7280"},
+            customdata=[f"{row['arm']} − {row['comparator']}<br>{row['reason'] or 'not run'}" for row in words],
+            hovertemplate="%{customdata}<extra></extra>",
+            visible=visible,
+        ),
+        **place,
+    )
+
+
+def _short_reason(reason: str | None) -> str:
+    return reason if reason and len(reason) <= 40 else "not comparable" if reason else "not run"
+
+
+def sham_figure(analysis: dict[str, Any]) -> Figure:
+    """Return the plot of each arm's difference to its control beside that of the harmless twin."""
+    key, measure = primary_of(analysis)
+    names, left_out = panelled_conditions(analysis)
+    rows = [row for row in analysis["tables"]["sweep"]["rows"] if row["difference"] is not None]
+    frame: dict[str, Any] = {
+        "id": "sham-twin",
+        "short": "harmless twin",
+        "title": "Safety beside its harmless twin",
+        "how": (
+            f"One row an arm: its difference to its matched control in {measure} (orange circle) and in sham loss "
+            "(green diamond), in points with 95 % intervals. The sham behaviour was learnt like the refusals and has "
+            "nothing to do with harm: an arm whose two marks move together keeps what was learnt, not safety as such."
+        ),
+        "limitation": f"Sham and refusals are learnt equally well in the model organism only.{left_out}",
+        "tables": ["sweep"],
+    }
+    if not rows or all(row["sham_difference"] is None for row in rows):
+        return Figure(**frame, plot=None, missing="not run: no arm and control were both scored on the sham suite")
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    if len(arms) > MOST_ROWS:
+        frame["limitation"] += f" {len(arms) - MOST_ROWS} more arms are in the CSV."
+    arms = arms[:MOST_ROWS]
+    columns = min(len(names), 3)
+    plot, height = panels([shortened(name, 60) for name in names], columns, 40 + 26 * len(arms))
+    for index, condition in enumerate(names):
+        mine = [row for row in of_condition(rows, condition) if row["arm"] in arms]
+        place = cell(index, columns)
+        _add_twins(plot, mine, arms, measure, place, legend=index == 0)
+        add_equivalence(plot, **place)
+    controls = {row["arm"]: row["control"] for row in reversed(rows)}
+    styled(plot, height, margin={"r": 24, "t": 84, "b": 56})
+    _number_rows(plot, [(arm, shortened(controls[arm] or "", LONGEST_LABEL)) for arm in arms])
+    plot.update_layout(legend_y=1 + 34 / (height - 140))
+    plot.update_xaxes(title_text="difference in points")
+    _fit(plot, rows, ("difference_low", "difference_high", "sham_low", "sham_high"))
+    return Figure(**frame, plot=plot)
+
+
+def _add_twins(
+    plot: go.Figure,
+    rows: Sequence[dict[str, Any]],
+    arms: Sequence[str],
+    measure: str,
+    place: dict[str, int],
+    *,
+    legend: bool,
+) -> None:
+    for (key, colour, symbol), name, nudge in zip(TWINS, (measure, "sham loss"), (-0.14, 0.14), strict=True):
+        stem = key if key == "difference" else key.removesuffix("_difference")
+        found = [row for row in rows if row[key] is not None]
+        plot.add_trace(
+            go.Scatter(
+                x=hundredfold(row[key] for row in found),
+                y=[arms.index(row["arm"]) + nudge for row in found],
+                error_x=whiskers(found, key, f"{stem}_low", f"{stem}_high")
+                | {"color": colour, "thickness": 1.2, "width": 0},
+                mode="markers",
+                marker={"size": 9, "symbol": symbol, "color": colour},
+                name=name,
+                legendgroup=key,
+                showlegend=legend,
+                customdata=[
+                    f"{row['arm']} − {row['control']}<br>{name} {points(row[key])} "
+                    f"{points_interval(row[f'{stem}_low'], row[f'{stem}_high'])}"
+                    for row in found
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+            ),
+            **place,
+        )
+
+
+def _number_rows(plot: go.Figure, names: Sequence[Pair]) -> None:
+    """Give rows numbered axes with labels, the first on top: rows that are empty at first keep their place."""
+    longest = max(len(shortened(arm, LONGEST_LABEL)) + len(other) for arm, other in names)
+    plot.update_layout(margin_l=40 + 7 * (longest + 3))
+    plot.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[f"<b>{shortened(arm, LONGEST_LABEL)}</b> − {other}" for arm, other in names],
+        range=[len(names) - 0.4, -0.6],
+        ticks="",
+    )
+
+
+def _fit(plot: go.Figure, rows: Sequence[dict[str, Any]], bounds: Sequence[str]) -> None:
+    """Give all panels one range around zero."""
+    reach = max((abs(row[bound]) for row in rows for bound in bounds if row[bound] is not None), default=0.0)
+    furthest = max(10.0, 105 * reach)
+    plot.update_xaxes(range=[-furthest, furthest])
