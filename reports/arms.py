@@ -195,7 +195,9 @@ def _suite_rows(key: str, sources: Sequence[tuple[RunData, str]]) -> list[dict[s
         suites = {one.suite: None for run, weights in sources for one in run.evaluations(weights, measure.kind)}
         for suite in suites:
             read = [
-                outcomes(run.rows[weights, suite], measure) for run, weights in sources if (weights, suite) in run.rows
+                outcomes(run.answers[weights, suite], measure)
+                for run, weights in sources
+                if (weights, suite) in run.answers
             ]
             found = pooled_rate([one for one, _ in read])
             if found is None:
@@ -302,7 +304,7 @@ def _arm_row(study: Study, result: Result) -> dict[str, Any]:
     for key, measure in MEASURES.items():
         groups = [run_outcomes(run, arm.weights, measure) for run in sources]
         found = pooled_rate(groups)
-        row |= rate_columns(key, found, [pooled_rate([group]) for group in groups])
+        row |= rate_columns(key, found, groups)
         if key == study.primary.key and found is not None:
             row |= {"n": found.n, "clusters": found.clusters}
     places = [run.record.weights[arm.weights] for run in sources if arm.weights in run.record.weights]
