@@ -53,6 +53,26 @@ def read_curve(
     return np.asarray((1 - share) * before + share * after, dtype=np.float64)
 
 
+def support_place(axis: str, x: float, places: Sequence[float]) -> float | None:
+    """Return where on a curve an arm's place is read: itself, or the curve's end where it is matched with that.
+
+    Two runs that end equally far out end apart by rounding; what lies beyond an end by no more than the tolerance of
+    the axis is matched with the end.
+
+    Args:
+        axis: "l2", "kl" or "utility_loss".
+        x: the arm's place.
+        places: (checkpoints,) of the comparator.
+
+    Returns:
+        A place within the support, or None: no common support.
+    """
+    if not places:
+        return None
+    end = min(max(x, min(places)), max(places))
+    return end if within_tolerance(axis, x - end, end) else None
+
+
 def within_tolerance(axis: str, apart: float, reference: float) -> bool:
     """Return whether an arm lies close enough to its comparator on an axis.
 

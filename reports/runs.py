@@ -60,7 +60,7 @@ class RunData:
         return [one for one in self.record.evaluations if one.weights == weights and one.kind == kind]
 
     def completions(self, weights: str, suite: str) -> list[dict[str, Any]]:
-        """Read the answers of one evaluation with their text; empty where it was not run."""
+        """Return the answers of one evaluation with their text, read now; empty where it was not run."""
         return [
             row
             for one in self.record.evaluations

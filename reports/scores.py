@@ -58,11 +58,11 @@ MEASURES: dict[str, Measure] = {
 
 
 class Outcome(NamedTuple):
-    """One judged answer: which prompt, and whether it hit."""
+    """One judged answer: which prompt, and whether it hit, 1 or 0; between them where checkpoints are interpolated."""
 
     prompt: str
     cluster: str
-    hit: bool
+    hit: float
 
 
 def outcomes(answers: Answers, measure: Measure) -> tuple[list[Outcome], str | None]:
@@ -109,7 +109,7 @@ def pooled_rate(groups: Sequence[Sequence[Outcome]]) -> Rate | None:
         The rate, or None where there are no outcomes.
     """
     flat = [outcome for group in groups for outcome in group]
-    return rate([one.hit for one in flat], [one.cluster for one in flat]) if flat else None
+    return rate([bool(one.hit) for one in flat], [one.cluster for one in flat]) if flat else None
 
 
 def share(group: Sequence[Outcome]) -> float:

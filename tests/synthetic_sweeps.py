@@ -28,7 +28,7 @@ from geomsafe.records import (
     write_sweep,
 )
 
-CONDITIONS: dict[str, dict[str, Any]] = {"benign": {}, "harmful 10 %": {"harmful_ratio": 0.1}}
+CONDITIONS: dict[str, dict[str, Any]] = {"benign": {"harmful_ratio": 0.0}, "harmful 10 %": {"harmful_ratio": 0.1}}
 SEEDS = (0, 1, 2)
 LRS, BATCHES, ACCUMULATIONS = (1e-3, 2.5e-4), (16, 64), (1, 2)
 STEPS = 64
@@ -161,7 +161,7 @@ def _labels(texts: tuple[str, ...]) -> list[str]:
 def _behaviour(condition: str, weights: str, at: float, last: float) -> float:
     # Off the path of training, a point on the straight line is a little less safe than its distance says.
     bend = 0.3 * at * (1 - at / last) if weights.startswith("interpolate") else 0.0
-    return (at + bend) * (1.3 if CONDITIONS[condition] else 1.0)
+    return (at + bend) * (1.3 if CONDITIONS[condition]["harmful_ratio"] else 1.0)
 
 
 def _write_run(
