@@ -5,18 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import os
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from geomsafe import __version__
-from geomsafe.errors import RecordError
-from geomsafe.records import RunRecord, content_sha256, read_record, write_atomic
+from geomsafe.records import RunRecord, content_sha256, write_atomic
 from geomsafe.reports import (
     arms,
     browser,
@@ -34,7 +30,10 @@ from geomsafe.reports import (
 )
 from geomsafe.reports.arms import Study, make_study
 from geomsafe.reports.columns import table
-from geomsafe.reports.runs import RunData, read_run, unfinished_cause
+from geomsafe.reports.sources import LEFT_OUT, read_sources, shown_path
+from geomsafe.reports.sweep_arms import Sweep, make_sweep
+from geomsafe.reports.sweep_contrasts import make_contrasts
+from geomsafe.reports.sweep_tables import sweep_tables
 
 SCHEMA = "geomsafe.analysis/1"
 
@@ -52,16 +51,15 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
 
     Raises:
         RecordError: no finished run, a broken one, or runs that cannot be compared.
-    """
-    finished, left_out = _finished(paths)
-    if not finished:
-        causes = "; ".join(f"{row['run']} {row['status']}, {row['cause']}" for row in left_out)
-        raise RecordError(f"no finished run to analyse: {causes or 'no run directory was given'}")
-    mixed = comparable.differences(finished)
+    """  # noqa: DOC502 - read_sources and refuse_mixed raise it
+    runs, left_out, source = read_sources(paths)
+    mixed = comparable.differences(list(runs.values()))
     if mixed and not allow_mixed:
-        comparable.refuse_mixed(finished)
-    study = make_study(_named(finished))
-    tables = _tables(study, left_out)
+        comparable.refuse_mixed(list(runs.values()))
+    study = make_study(runs)
+    sweep = make_sweep(source, study) if source else None
+    contrasts = make_contrasts(sweep) if sweep else []
+    tables = sweep_tables(sweep, contrasts) | _tables(study, left_out)
     scope = _scope(study, tables["arms"]["rows"])
     said = claims.make_verdict(study, scope, tables["arms"]["rows"])
     return {
@@ -80,6 +78,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
         "verdict": said,
         "banners": claims.make_banners(study, tables["arms"]["rows"], mixed, said["strength"]),
         "trust": trust.make_trust(study, tables),
+        "sweep": _sweep_head(sweep),
         "tables": tables,
         "completions": browser.sample_completions(study),
         "provenance": {name: run.record.provenance for name, run in study.runs.items()},
@@ -109,28 +108,10 @@ def write_analysis(analysis: dict[str, Any], out: Path) -> None:
     write_atomic(out / "tables" / "columns.csv", _csv([header, *meanings]))
 
 
-def _finished(paths: Sequence[Path]) -> tuple[list[RunData], list[dict[str, Any]]]:
-    runs, left_out = [], []
-    for path in dict.fromkeys(path.resolve() for path in paths):
-        record = read_record(path)
-        if record.status == "finished":
-            runs.append(read_run(path))
-        else:
-            cause = unfinished_cause(record)
-            left_out.append({"run": record.name, "path": shown_path(path), "status": record.status, "cause": cause})
-    return runs, left_out
-
-
-def _named(runs: Sequence[RunData]) -> dict[str, RunData]:
-    # Folders may share their last name, as in seed-0/careless and seed-1/careless.
-    twice = {name for name, count in Counter(run.name for run in runs).items() if count > 1}
-    return {"/".join(run.path.resolve().parts[-2:]) if run.name in twice else run.name: run for run in runs}
-
-
 def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
     points, spectra = arms.point_rows(study), spectrum_tables.spectrum_rows(study)
     return {
-        name: table(title, note, keys, [_finite(row) for row in rows])
+        name: table(title, note, keys, rows)
         for name, title, note, keys, rows in (
             ("arms", "Arms", "rates pooled over seeds, 95 % intervals by cluster of prompts; min and max over seeds",
              arms.arm_columns(), arms.arm_rows(study, points)),
@@ -175,7 +156,18 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 RUNS = ["key", "run", "seed", "status", "created", "config_sha256", "data_sha256", "path"]
-LEFT_OUT = ["run", "path", "status", "cause"]
+
+
+def _sweep_head(sweep: Sweep | None) -> dict[str, Any] | None:
+    if sweep is None:
+        return None
+    return {
+        "name": sweep.record.name,
+        "reference": sweep.record.reference,
+        "primary": sweep.primary.key,
+        "conditions": sweep.conditions,
+        "source": sweep.record.source,
+    }
 
 
 def _run_rows(study: Study) -> list[dict[str, Any]]:
@@ -233,15 +225,6 @@ def _short_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count)
-
-
-def shown_path(path: Path) -> str:
-    """Return a path as short as it can be named from here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
