@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from geomsafe.analyses.pairing import Arm
 from geomsafe.reports.arms import STARTS, Study
 
 PROMPTS = 8
+# A sweep has more arms than answers that anyone reads side by side.
+MOST_ARMS = 12
 LONGEST = 2000
 
 
-def sample_completions(study: Study) -> list[dict[str, Any]]:
+def sample_completions(study: Study, most: int | None = None) -> list[dict[str, Any]]:
     """Pick prompts evenly from each suite, at most one a cluster, and every arm's answer to them.
 
     Args:
         study: arms and runs.
+        most: arms whose answers are shown, spread evenly over their order; all where None.
 
     Returns:
         One entry a prompt: suite, kind, prompt, and answers with verdicts; `folded` marks an
         answer to a harmful prompt that some judge calls compliance.
     """
     sources = [(start, start, study.first.name, start) for start in STARTS]
-    for arm in study.arms:
-        if arm.runs and not arm.label.startswith("last iterate"):
-            sources.append((study.name(arm), arm.label, arm.runs[min(arm.runs)], arm.weights))
+    arms = [arm for arm in study.arms if arm.runs and not arm.label.startswith("last iterate")]
+    for arm in _spread(arms, most):
+        sources.append((study.name(arm), arm.label, arm.runs[min(arm.runs)], arm.weights))
     suites = {one.suite: one.kind for one in study.first.record.evaluations}
     return [entry for suite, kind in suites.items() for entry in _entries(study, suite, kind, sources)]
+
+
+def _spread(arms: Sequence[Arm], most: int | None) -> list[Arm]:
+    if most is None or len(arms) <= most:
+        return list(arms)
+    return [arms[index * len(arms) // most] for index in range(most)]
 
 
 def _entries(study: Study, suite: str, kind: str, sources: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:

@@ -129,10 +129,9 @@ def first_arms(analysis: Mapping[str, Any]) -> list[str]:
 
 
 def add_equivalence(plot: go.Figure, **place: int) -> None:
-    """Shade the band of differences that count as equivalent, and draw zero."""
+    """Shade the band of differences that count as equivalent."""
     band = {"fillcolor": "#e8f1fa", "line_width": 0, "layer": "below"}
     plot.add_vrect(x0=-100 * EQUIVALENCE, x1=100 * EQUIVALENCE, **band, **place)
-    plot.add_vline(x=0, line={"width": 1, "color": "#9aa1ad"}, layer="below", **place)
 
 
 def side_legend(title: str = "") -> dict[str, Any]:
@@ -203,4 +202,6 @@ def condition_switch(names: Sequence[str], belongs: Sequence[str], top: float) -
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:
     """Return a name cut where labels have no room; hover texts and the table have all of it."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    # Names of a grid differ at their end.
+    tail = longest // 3
+    return text if len(text) <= longest else f"{text[: longest - tail - 1]}…{text[-tail:]}"

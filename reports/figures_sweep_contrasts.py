@@ -18,11 +18,11 @@ from geomsafe.reports.figures_sweep import (
     shortened,
     sweep_looks,
 )
-from geomsafe.reports.wording import points, points_interval
+from geomsafe.reports.wording import plural, points, points_interval
 
 AXES = {"l2": "at equal L2 distance", "kl": "at equal KL on the task", "utility_loss": "at equal utility loss"}
 MOST_ROWS = 60
-LONGEST_LABEL = 26
+LONGEST_LABEL = 32
 TWINS = (("difference", "#D55E00", "circle"), ("sham_difference", "#009E73", "diamond"))
 
 Pair = tuple[str, str]
@@ -49,7 +49,9 @@ def matched_figure(analysis: dict[str, Any]) -> Figure:
         ),
         "tables": ["matched"],
     }
-    pairs: list[Pair] = list(dict.fromkeys((row["arm"], row["comparator"]) for row in rows))
+    pairs, without_line = _pairs(rows)
+    if without_line:
+        frame["limitation"] += f" {plural(without_line, 'arm')} without a radial control: see the CSV."
     if not pairs:
         return Figure(**frame, plot=None, missing="not run: no arm has a comparator")
     if len(pairs) > MOST_ROWS:
@@ -77,6 +79,14 @@ def matched_figure(analysis: dict[str, Any]) -> Figure:
     plot.update_xaxes(title_text="difference in points, ← safer")
     _fit(plot, rows, ("difference_low", "difference_high"))
     return Figure(**frame, plot=plot)
+
+
+def _pairs(rows: Sequence[dict[str, Any]]) -> tuple[list[Pair], int]:
+    """Return the rows of the forest, and how many have no radial control under any condition and are not drawn."""
+    found = dict.fromkeys((row["arm"], row["comparator"]) for row in rows)
+    compared = {(row["arm"], row["comparator"]) for row in rows if row["difference"] is not None}
+    kept = [pair for pair in found if pair[1] != "radial" or pair in compared]
+    return kept, len(found) - len(kept)
 
 
 def _comparator(name: str) -> str:
@@ -228,4 +238,4 @@ def _fit(plot: go.Figure, rows: Sequence[dict[str, Any]], bounds: Sequence[str])
     """Give all panels one range around zero."""
     reach = max((abs(row[bound]) for row in rows for bound in bounds if row[bound] is not None), default=0.0)
     furthest = max(10.0, 105 * reach)
-    plot.update_xaxes(range=[-furthest, furthest])
+    plot.update_xaxes(range=[-furthest, furthest], zeroline=True, zerolinewidth=1, zerolinecolor="#6b7280")

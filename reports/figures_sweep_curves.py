@@ -84,7 +84,8 @@ def curves_figure(analysis: dict[str, Any]) -> Figure:
     drawn: list[Sequence[Row | None]] = []
     named: set[str] = set()
     for column, condition in enumerate(names, 1):
-        groups = _by_arm(of_condition(rows, condition))
+        points = of_condition(analysis["tables"]["sweep"]["rows"], condition)
+        groups = _by_arm(of_condition(rows, condition), points)
         for row, one in enumerate(measures, 1):
             place = {"row": row, "col": column}
             drawn += _add_panel(plot, analysis, groups, one, place, condition, named)
@@ -105,20 +106,16 @@ def curves_figure(analysis: dict[str, Any]) -> Figure:
     return Figure(**frame, plot=plot)
 
 
-def _by_arm(rows: Sequence[Row]) -> dict[str, list[list[Row]]]:
-    """Return the curves of each arm, one a seed, each from theta_0 on; arms of other weights are single points."""
-    starts = {row["run"]: row for row in rows if row["weights"] == "theta_0"}
-    found: dict[str, dict[str, list[Row]]] = {}
+def _by_arm(rows: Sequence[Row], points: Sequence[Row]) -> dict[str, list[list[Row]]]:
+    """Return the curves of each arm, one a seed, each from theta_0 on; other arms are one point, the mean of seeds."""
+    runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row["weights"] != "theta_0":
-            found.setdefault(row["arm"], {}).setdefault(row["run"], []).append(row)
+        runs.setdefault((row["arm"], row["run"]), []).append(row)
     curves: dict[str, list[list[Row]]] = {}
-    for arm, runs in found.items():
-        for run, points in runs.items():
-            ordered = sorted(points, key=lambda row: (row["step"] or 0, row["weights"] == "final"))
-            along = all(row["weights"] == "final" or row["weights"].startswith("step-") for row in points)
-            curves.setdefault(arm, []).append(([starts[run]] if along and run in starts else []) + ordered)
-    return curves
+    for (arm, _), found in runs.items():
+        ordered = sorted(found, key=lambda row: (row["step"] or 0, row["weights"] == "final"))
+        curves.setdefault(arm, []).append(ordered)
+    return {row["arm"]: [[{**row, "step": None}]] for row in points if row["arm"] not in curves} | curves
 
 
 def mean_curve(curves: Sequence[Sequence[Row]]) -> list[Row]:

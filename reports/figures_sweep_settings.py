@@ -24,7 +24,11 @@ def grid_figure(analysis: dict[str, Any]) -> Figure:
     """Return the heatmaps of learning rate and effective batch, one row of panels an accumulation."""
     key, measure = primary_of(analysis)
     names, left_out = panelled_conditions(analysis)
-    rows = [row for row in analysis["tables"]["grid"]["rows"] if (row["condition"] or "") in names]
+    rows = [
+        row
+        for row in analysis["tables"]["grid"]["rows"]
+        if (row["condition"] or "") in names and None not in (row["lr"], row["effective_batch"], row["accumulation"])
+    ]
     accumulations = sorted({row["accumulation"] for row in rows})
     frame: dict[str, Any] = {
         "id": "settings",
@@ -145,10 +149,11 @@ def effects_figure(analysis: dict[str, Any]) -> Figure:
     titles = [f"{name}: {percent(settings[name][0]['share_of_variance'], 'undefined')} of variance" for name in shown]
     plot, height = panels(titles, columns, 230)
     for index, name in enumerate(shown):
-        _add_levels(plot, sorted(settings[name], key=_level), cell(index, columns), index == 0, measure)
+        levels = sorted(settings[name], key=_level)
+        _add_levels(plot, levels, cell(index, columns), index == 0, measure)
+        plot.update_xaxes(type="category", range=[-0.4, len(levels) - 0.6], **cell(index, columns))
     styled(plot, height + 20, margin={"l": 64, "r": 24, "t": 84, "b": 50})
     plot.update_layout(legend_y=1 + 34 / (height - 114))
-    plot.update_xaxes(type="category")
     plot.update_yaxes(range=[0, 103])
     for index in range(0, len(shown), columns):
         plot.update_yaxes(title_text="% of prompts", **cell(index, columns))
@@ -160,7 +165,7 @@ def effects_figure(analysis: dict[str, Any]) -> Figure:
 def _level(row: dict[str, Any]) -> tuple[float, str]:
     """Return what orders levels: as numbers where they are numbers."""
     try:
-        return float(row["level"]), ""
+        return float(str(row["level"]).replace("−", "-")), ""
     except ValueError:
         return float("inf"), str(row["level"])
 

@@ -103,7 +103,9 @@ def _add_family(plot: go.Figure, rows: Sequence[dict[str, Any]], look: SweepLook
             showlegend=legend,
             line={"color": look.colour, "width": 2.2},
             marker={"size": 6},
-            customdata=[f"<br>chosen of all: {row['chosen']}" if row["chosen"] else "" for row in rows],
+            customdata=[
+                f"<br>chosen of all: {row['chosen']}" if row["budget"] == row["trials"] else "" for row in rows
+            ],
             hovertemplate=f"<b>{look.family}</b>, %{{x}} trials: %{{y:.1f}} %%{{customdata}}<extra></extra>",
         ),
         row=1,

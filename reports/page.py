@@ -27,7 +27,7 @@ from geomsafe.reports.figures_subspaces import (
     turn_figure,
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
-from geomsafe.reports.sweep_page import narrowed, sweep_context
+from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms
 
 MOST_ROWS = 8
 
@@ -129,6 +129,8 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
 def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     """Choose the rows of the first table: theta_0, methods and their controls, then other baselines.
 
+    Where a sweep was analysed, the arms that its figures show first come before all others.
+
     Args:
         analysis: analysis.json.
 
@@ -140,7 +142,9 @@ def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     controls = {row["control"] for row in methods}
     repeats = {key for key, look in looks(analysis).items() if look.repeats}
     settings = [row for row in rows if row["control_kind"] in {"settings", "none"}]
+    swept = swept_arms(analysis)
     ranked = [row for row in rows if row["control_kind"] is None]
+    ranked += [row for key in swept for row in rows if row["key"] == key]
     ranked += methods + [row for row in settings if row["key"] in controls] + settings
     chosen = {row["key"]: None for row in ranked if row["key"] not in repeats}
     kept = set(list(chosen)[:MOST_ROWS])

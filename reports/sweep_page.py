@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from geomsafe.reports.figures import Figure
-from geomsafe.reports.figures_sweep import analysed, conditions, of_condition, sweep_looks
+from geomsafe.reports.figures_sweep import analysed, conditions, first_arms, of_condition, sweep_looks
 from geomsafe.reports.figures_sweep_contrasts import matched_figure, sham_figure
 from geomsafe.reports.figures_sweep_curves import curves_figure
 from geomsafe.reports.figures_sweep_pareto import pareto_figure
@@ -50,6 +50,36 @@ def sweep_figures(analysis: dict[str, Any]) -> list[Figure]:
         grid_figure(analysis),
         effects_figure(analysis),
     ]
+
+
+def swept_arms(analysis: dict[str, Any]) -> dict[str, str]:
+    """Name the arms of single runs that the sweep shows first: of last iterates, by run.
+
+    Args:
+        analysis: analysis.json.
+
+    Returns:
+        Key of the table of arms -> arm and condition of the sweep; one arm's conditions stand together.
+    """
+    if not analysed(analysis):
+        return {}
+    tables = analysis["tables"]
+    keys = {row["run"]: row["key"] for row in tables["points"]["rows"] if row["weights"] == "final"}
+    runs = {(row["arm"], row["condition"] or ""): row["run"] for row in tables["curves"]["rows"]}
+    found: dict[str, str] = {}
+    for arm in first_arms(analysis):
+        for condition in conditions(analysis):
+            key = keys.get(runs.get((arm, condition), ""))
+            if key is not None:
+                found.setdefault(key, f"{arm}, {condition}" if condition else arm)
+    return found
+
+
+def with_names(analysis: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return the analysis with other labels of arms, for legends; keys that are not named keep theirs."""
+    scope = analysis["scope"]
+    arms = {key: names.get(key, label) for key, label in scope["arms"].items()}
+    return {**analysis, "scope": {**scope, "arms": arms}}
 
 
 def narrowed(analysis: dict[str, Any], keys: set[str]) -> tuple[dict[str, Any], int]:

@@ -152,13 +152,11 @@ def _mark_front(rows: list[dict[str, Any]]) -> None:
 def _curves() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for condition in CONDITIONS:
-        for arm, (_, _, weights, *_) in ARMS.items():
+        for arm in (arm for arm, (_, _, weights, *_) in ARMS.items() if weights == "final"):
             for seed in SEEDS:
                 place = {"condition": condition, "arm": arm, "run": f"{condition}-{arm}-{seed}", "seed": seed}
-                sets = [("theta_0", 0, 0.0)]
-                if weights == "final":
-                    sets += [(f"step-{step:06d}", step, step / 100) for step in STEPS]
-                sets.append((weights, 100, 1.0))
+                steps = [(f"step-{step:06d}", step, step / 100) for step in STEPS]
+                sets = [("theta_0", 0, 0.0), *steps, ("final", 100, 1.0)]
                 for name, step, share in sets:
                     rows.append({**place, "weights": name, "step": step, **_state(arm, condition, seed, share)})
     return rows
