@@ -31,8 +31,10 @@ from geomsafe.reports import (
 from geomsafe.reports.arms import Study, make_study
 from geomsafe.reports.columns import table
 from geomsafe.reports.sources import LEFT_OUT, read_sources, shown_path
-from geomsafe.reports.sweep_arms import Sweep, make_sweep
-from geomsafe.reports.sweep_contrasts import make_contrasts
+from geomsafe.reports.sweep_arms import Sweep, make_sweep, unscored
+from geomsafe.reports.sweep_claims import sweep_banners, sweep_verdict
+from geomsafe.reports.sweep_contrasts import SweepContrast, make_contrasts
+from geomsafe.reports.sweep_markdown import matched_markdown, sweep_markdown
 from geomsafe.reports.sweep_tables import sweep_tables
 
 SCHEMA = "geomsafe.analysis/1"
@@ -61,7 +63,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
     contrasts = make_contrasts(sweep) if sweep else []
     tables = sweep_tables(sweep, contrasts) | _tables(study, left_out)
     scope = _scope(study, tables["arms"]["rows"])
-    said = claims.make_verdict(study, scope, tables["arms"]["rows"])
+    said, banners = _claims(study, sweep, contrasts, scope, tables, mixed)
     return {
         "schema": SCHEMA,
         "geomsafe": __version__,
@@ -76,20 +78,20 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
         ]),
         "scope": scope,
         "verdict": said,
-        "banners": claims.make_banners(study, tables["arms"]["rows"], mixed, said["strength"]),
+        "banners": banners,
         "trust": trust.make_trust(study, tables),
         "sweep": _sweep_head(sweep),
         "tables": tables,
         "completions": browser.sample_completions(study, browser.MOST_ARMS if sweep else None),
         "provenance": {name: run.record.provenance for name, run in study.runs.items()},
         "configs": {name: run.record.config for name, run in study.runs.items()},
-        "warnings": caveats.warnings_of(study, left_out),
-        "not_run": caveats.not_run(study),
+        "warnings": caveats.warnings_of(study, left_out) + (unscored(sweep) if sweep else []),
+        "not_run": caveats.not_run(study, tables),
     }
 
 
 def write_analysis(analysis: dict[str, Any], out: Path) -> None:
-    """Write analysis.json and tables/*.csv; columns.csv says what every column means.
+    """Write analysis.json and tables/*.csv, columns.csv saying what every column means; of a sweep also Markdown.
 
     Args:
         analysis: as `collect` returns it.
@@ -106,6 +108,9 @@ def write_analysis(analysis: dict[str, Any], out: Path) -> None:
         ]
     header = ["table", "column", "title", "unit", "better", "definition"]
     write_atomic(out / "tables" / "columns.csv", _csv([header, *meanings]))
+    if analysis["sweep"] is not None:
+        write_atomic(out / "tables" / "sweep.md", sweep_markdown(analysis))
+        write_atomic(out / "tables" / "matched.md", matched_markdown(analysis))
 
 
 def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              subspace_tables.SINGLES, subspace_tables.single_rows(study)),
             ("probes", "Probes over steps", "last iterates, on fixed probe sets",
              geometry.PROBES, geometry.probe_rows(study)),
-            ("training", "Training steps", "every n-th step of runs longer than 500",
+            ("training", "Training steps", "every n-th step of long runs, and of many runs",
              progress.TRAINING, progress.training_rows(study)),
             ("judges", "Judges on harmful prompts", "keyword list of 29 strings against the gold verdict",
              judging.JUDGES, judging.judge_rows(study)),
@@ -156,6 +161,23 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 RUNS = ["key", "run", "seed", "status", "created", "config_sha256", "data_sha256", "path"]
+
+
+def _claims(
+    study: Study,
+    sweep: Sweep | None,
+    contrasts: Sequence[SweepContrast],
+    scope: dict[str, Any],
+    tables: dict[str, Any],
+    mixed: Sequence[str],
+) -> tuple[dict[str, Any], list[str]]:
+    # A sweep's plan names its controls; where there is none, they are found by rule.
+    if sweep is not None:
+        said = sweep_verdict(sweep, contrasts, scope)
+        return said, sweep_banners(sweep, contrasts, tables["matched"]["rows"], mixed, said["strength"])
+    rows = tables["arms"]["rows"]
+    said = claims.make_verdict(study, scope, rows)
+    return said, claims.make_banners(study, rows, mixed, said["strength"])
 
 
 def _sweep_head(sweep: Sweep | None) -> dict[str, Any] | None:

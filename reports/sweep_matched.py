@@ -37,7 +37,9 @@ def matched_rows(sweep: Sweep) -> list[dict[str, Any]]:
         names = [*sweep.record.controls.get(arm.name, []), sweep.record.reference]
         for name in dict.fromkeys(name for name in names if name not in {None, arm.name}):
             rows += [_row(sweep, arm, str(name), axis) for axis in AXES]
-        rows.append(_row(sweep, arm, RADIAL, "l2"))
+        # A last iterate is the end of its own line: there is nothing to compare it with.
+        if not all(place.weights in {"final", *line_sets(place.run)} for place in arm.places.values()):
+            rows.append(_row(sweep, arm, RADIAL, "l2"))
     return rows
 
 
