@@ -27,7 +27,7 @@ from geomsafe.reports.figures_subspaces import (
     turn_figure,
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
-from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms
+from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms, with_names
 
 MOST_ROWS = 8
 
@@ -74,8 +74,11 @@ def render(analysis: dict[str, Any]) -> str:
         "embedded": _embedded,
     }
     first_rows = first_screen(analysis)
+    swept = swept_arms(analysis)
     drawn, left_out = narrowed(analysis, {row["key"] for row in first_rows})
-    figures = [figure if figure.plot is None else figure.noted(left_out) for figure in run_figures(drawn)]
+    figures = [
+        figure if figure.plot is None else figure.noted(left_out) for figure in run_figures(with_names(drawn, swept))
+    ]
     sweep = sweep_context(analysis)
     # The page carries the analysis once, for downloads; answers and settings stand in its text.
     carried = {key: value for key, value in analysis.items() if key not in {"completions", "configs", "provenance"}}
