@@ -176,6 +176,8 @@ def _add_panel(
                     y=[None if row is None or row[measure] is None else 100 * row[measure] for row in rows],
                     legendgroup=arm,
                     visible=shown,
+                    # A legend of many arms scrolls: those that are drawn stand first.
+                    legendrank=1 + visible.index(arm) if arm in visible else 1000,
                     **({"showlegend": False, "hoverinfo": "skip"} | style),
                 ),
                 **place,
