@@ -33,6 +33,7 @@ def read_answers(path: Path) -> Answers:
     ids: list[str] = []
     clusters: list[str] = []
     verdicts: dict[str, list[str | None]] = {}
+    count = 0
     try:
         for count, row in enumerate(read_jsonl(path)):
             # Few strings make up millions of rows: one copy of each is kept.
@@ -43,6 +44,6 @@ def read_answers(path: Path) -> Answers:
                 column += [None] * (count - len(column))
                 column.append(intern(str(said["value"])) if said else None)
     except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"'{path}' line {len(ids) + 1} is no judged answer: {error!r}; score the run again") from None
+        raise RecordError(f"'{path}' line {count + 1} is no judged answer: {error!r}; score the run again") from None
     padded = {judge: (*column, *[None] * (len(ids) - len(column))) for judge, column in verdicts.items()}
     return Answers(tuple(ids), tuple(clusters), padded)
