@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import plotly.graph_objects as go
-
-from geomsafe.analyses.verdict import EQUIVALENCE
 from geomsafe.reports.columns import COLUMNS
 from geomsafe.reports.figures import COLOURS, MOST_PANELS, SYMBOLS
 
@@ -126,12 +123,6 @@ def first_arms(analysis: Mapping[str, Any]) -> list[str]:
     for row in rows:
         wanted.setdefault(row["arm"])
     return list(wanted)[:FIRST_ARMS]
-
-
-def add_equivalence(plot: go.Figure, **place: int) -> None:
-    """Shade the band of differences that count as equivalent."""
-    band = {"fillcolor": "#e8f1fa", "line_width": 0, "layer": "below"}
-    plot.add_vrect(x0=-100 * EQUIVALENCE, x1=100 * EQUIVALENCE, **band, **place)
 
 
 def side_legend(title: str = "") -> dict[str, Any]:

@@ -97,8 +97,8 @@ def curves_figure(analysis: dict[str, Any]) -> Figure:
             [_button(axis, drawn, len(measures), len(names)) for axis in axes], 34 / (height - 142), first
         )
     )
-    for trace, points in zip(plot.data, drawn, strict=True):
-        trace.x = _positions(points, axes[first])
+    for trace, behind in zip(plot.data, drawn, strict=True):
+        trace.x = _positions(behind, axes[first])
     plot.update_xaxes(title_text=axes[first].title, row=len(measures))
     plot.update_xaxes(autorange="reversed" if axes[first].reverse else True)
     for row, one in enumerate(measures, 1):

@@ -6,11 +6,12 @@ from typing import Any
 
 from geomsafe.reports.figures import Figure
 from geomsafe.reports.figures_sweep import analysed, conditions, first_arms, of_condition, sweep_looks
-from geomsafe.reports.figures_sweep_contrasts import matched_figure, sham_figure
 from geomsafe.reports.figures_sweep_curves import curves_figure
+from geomsafe.reports.figures_sweep_matched import matched_figure
 from geomsafe.reports.figures_sweep_pareto import pareto_figure
 from geomsafe.reports.figures_sweep_settings import effects_figure, grid_figure
 from geomsafe.reports.figures_sweep_tuning import tuning_figure
+from geomsafe.reports.figures_sweep_twin import sham_figure
 
 
 def sweep_context(analysis: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from synthetic_runs import Spec, write_run
 from geomsafe.reports.collect import collect
 from geomsafe.reports.figures import Figure
 from geomsafe.reports.figures_sweep import FIRST_ARMS, first_arms, sweep_looks
-from geomsafe.reports.figures_sweep_contrasts import matched_figure, sham_figure
 from geomsafe.reports.figures_sweep_curves import curves_figure, mean_curve
+from geomsafe.reports.figures_sweep_matched import matched_figure
 from geomsafe.reports.figures_sweep_pareto import pareto_figure
 from geomsafe.reports.figures_sweep_settings import effects_figure, grid_figure
 from geomsafe.reports.figures_sweep_tuning import tuning_figure
+from geomsafe.reports.figures_sweep_twin import sham_figure
 from geomsafe.reports.page import first_screen, render
 from geomsafe.reports.sweep_page import narrowed, sweep_figures
 
