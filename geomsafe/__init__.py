@@ -66,7 +66,7 @@ def analyze(runs: Sequence[str | Path], out: str | Path = "report", *, allow_mix
     """Analyse run directories and write report.html, as `geomsafe analyze` does.
 
     Args:
-        runs: run directories.
+        runs: run directories, or the folder of a sweep.
         out: folder for the report, analysis.json and the tables.
         allow_mixed: compare runs of different models, templates or prompt sets.
 

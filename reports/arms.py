@@ -10,6 +10,7 @@ from typing import Any
 from geomsafe.analyses import drift, pairing, rates, verdict
 from geomsafe.analyses.pairing import Arm, Contrast
 from geomsafe.analyses.rates import Difference, SeedTest
+from geomsafe.analyses.verdict import Word
 from geomsafe.reports.columns import MEASURES as MEASURE_COLUMNS
 from geomsafe.reports.comparison import Comparison, compare
 from geomsafe.reports.runs import RunData
@@ -39,7 +40,7 @@ class Result:
     paired_seeds: int
 
     @property
-    def word(self) -> str | None:
+    def word(self) -> Word | None:
         """The verdict word, None without a control."""
         if self.difference is None:
             return None

@@ -44,7 +44,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
     """Analyse run directories.
 
     Args:
-        paths: run directories.
+        paths: run directories, and at most one folder of a sweep.
         out: where the report goes; named in the command that repeats it.
         allow_mixed: compare runs of different theta_0, template or prompts, under a red banner.
 

@@ -79,11 +79,12 @@ class Sweep:
         if found or weights != "theta_0":
             return found
         suite = suite_of(run, "final", measure)
-        held = (
-            other.answers[weights, suite] for other in self.runs.values() if (weights, suite or "") in other.answers
+        if suite is None:
+            return []
+        held = next(
+            (other.answers[weights, suite] for other in self.runs.values() if (weights, suite) in other.answers), None
         )
-        answers = next(held, None)
-        return outcomes(answers, measure)[0] if answers is not None else []
+        return outcomes(held, measure)[0] if held is not None else []
 
 
 def make_sweep(source: SweepSource, study: Study) -> Sweep:

@@ -93,10 +93,10 @@ def sweep_banners(
     found += damage_banners([(shown_arm(sweep, arm), mean_rate(arm, "incoherence")) for arm in sweep.arms])
     controls = {(one.arm.condition, one.arm.name): one for one in methods}
     apart = [
-        shown_arm(sweep, one.arm)
+        shown_arm(sweep, own.arm)
         for row in matched
-        if (one := controls.get((row["condition"], row["arm"]))) is not None
-        and (row["comparator"], row["axis"]) == (one.control, "l2")
+        if (own := controls.get((row["condition"], row["arm"]))) is not None
+        and (row["comparator"], row["axis"]) == (own.control, "l2")
         and "no common support" in (row.get("reason") or "")
     ]
     if apart:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from geomsafe.analyses import rates, verdict
 from geomsafe.analyses.rates import Difference, SeedTest
+from geomsafe.analyses.verdict import Strength, Word
 from geomsafe.reports.comparison import Comparison, compare
 from geomsafe.reports.scores import MEASURES, Measure
 from geomsafe.reports.sweep_arms import Sweep, SweepArm
@@ -26,7 +27,7 @@ class SweepContrast:
     same: bool
 
     @property
-    def word(self) -> str | None:
+    def word(self) -> Word | None:
         """The verdict word, None without a difference to the control."""
         if self.difference is None:
             return None
@@ -34,7 +35,7 @@ class SweepContrast:
         return verdict.judge(effect(self.difference), effect(plain) if plain else None, self.seeds_p)
 
     @property
-    def strength(self) -> str | None:
+    def strength(self) -> Strength | None:
         """What the number of paired seeds allows to say."""
         return verdict.strength(self.paired_seeds, starts=1) if self.difference is not None else None
 

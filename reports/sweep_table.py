@@ -81,10 +81,10 @@ def _row(sweep: Sweep, key: str, contrast: SweepContrast, radial: Mapping[str, A
         row |= rate_columns(name, found, groups)
         if name == sweep.primary.key and found is not None:
             row |= {"n": found.n, "clusters": found.clusters}
-    if contrast.difference is not None:
-        found = contrast.difference
-        row |= {"p_value": found.p_value, "detectable": found.detectable, "interval": found.interval}
-    row |= _columns(contrast.difference, "difference", "difference")
+    own = contrast.difference
+    if own is not None:
+        row |= {"p_value": own.p_value, "detectable": own.detectable, "interval": own.interval}
+    row |= _columns(own, "difference", "difference")
     row |= _columns(contrast.against_reference, "baseline_difference", "baseline")
     row |= _columns(contrast.sham, "sham_difference", "sham")
     if radial.get("difference") is not None:

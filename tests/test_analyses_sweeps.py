@@ -13,7 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from geomsafe.analyses.collapse import left_out_r2, smoothed_logit
 from geomsafe.analyses.drift import curve_at
 from geomsafe.analyses.effects import main_effect
-from geomsafe.analyses.matching import read_curve, within_tolerance
+from geomsafe.analyses.matching import read_curve, support_place, within_tolerance
 from geomsafe.analyses.rates import paired_difference
 from geomsafe.analyses.tradeoffs import choice_chances, choice_order, expected_choice, pareto_front
 from geomsafe.errors import RecordError
@@ -136,6 +136,14 @@ def test_a_curve_is_read_on_its_support_and_as_the_curve_of_rates_is() -> None:
 )
 def test_tolerances_are_those_of_matching(axis: str, apart: float, reference: float, matched: bool) -> None:
     assert within_tolerance(axis, apart, reference) == matched
+
+
+def test_ends_that_differ_by_rounding_or_within_tolerance_are_one_place() -> None:
+    assert support_place("l2", 1.0, [0.0, 2.0]) == 1.0
+    assert support_place("l2", 2.04, [0.0, 2.0]) == 2.0 and support_place("l2", 2.05, [0.0, 2.0]) is None
+    assert support_place("utility_loss", 0.49, [0.5, 2.0]) == 0.5
+    assert support_place("utility_loss", 0.47, [0.5, 2.0]) is None
+    assert support_place("kl", 0.3, []) is None
 
 
 def test_a_family_is_foretold_by_the_curve_of_the_others_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -47,6 +48,20 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     geomsafe.analyze([str(folder / "sweep")], folder / "report")
     analysis = json.loads((folder / "report" / "analysis.json").read_text(encoding="utf-8"))
     return folder / "sweep", analysis, folder / "report"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sweep that is whole: one condition, two seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_sweeps, "SEEDS", SEEDS[:2])
+        patch.setattr(synthetic_sweeps, "CONDITIONS", {BENIGN: {"harmful_ratio": 0.0}})
+        return write_sweep_folder(tmp_path_factory.mktemp("small") / "sweep", prompts=6, broken=False)
+
+
+@pytest.fixture
+def small(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "sweep"))
 
 
 def _hits(folder: Path, run: str, weights: str, measure: str) -> Hits:
@@ -246,9 +261,10 @@ def test_what_cannot_be_matched_says_why(sweep: tuple[Path, dict[str, Any], Path
     assert "No matched control for ema-feedback: the plan of the sweep names none." in banners
 
 
-def test_without_drift_only_distance_is_matched(tmp_path: Path) -> None:
-    folder = write_sweep_folder(tmp_path / "sweep", prompts=6, drift=False, broken=False)
-    analysis = collect([folder], tmp_path / "report")
+def test_without_drift_only_distance_is_matched(small: Path, tmp_path: Path) -> None:
+    for run in (small / "runs").iterdir():
+        write_record(run, read_record(run).model_copy(update={"drift": {}}))
+    analysis = collect([small], tmp_path / "report")
     rows = _rows(analysis, "matched", arm="ema-feedback", condition=BENIGN, comparator=MATCHED)
     missing = [f"not comparable: {axis} was not measured on 'final'" for axis in ("kl", "utility_loss")]
     assert [row["reason"] for row in rows] == [None, *missing]
@@ -405,28 +421,26 @@ def test_from_four_seeds_on_the_tests_over_seeds_are_one_family(
     assert "shown" not in {row["word"] for row in analysis["tables"]["sweep"]["rows"]}
 
 
-def test_theta_0_may_be_scored_in_one_run_only(sweep: tuple[Path, dict[str, Any], Path], tmp_path: Path) -> None:
-    folder = write_sweep_folder(tmp_path / "sweep", prompts=6, broken=False)
-    whole = collect([folder], tmp_path / "report")["tables"]
-    for index, run in enumerate(sorted((folder / "runs").iterdir())):
+def test_theta_0_may_be_scored_in_one_run_only(small: Path, tmp_path: Path) -> None:
+    whole = collect([small], tmp_path / "report")["tables"]
+    for index, run in enumerate(sorted((small / "runs").iterdir())):
         record = read_record(run)
         kept = [one for one in record.evaluations if one.weights != "theta_0" or not index]
         write_record(run, record.model_copy(update={"evaluations": kept}))
-    tables = collect([folder], tmp_path / "report")["tables"]
+    tables = collect([small], tmp_path / "report")["tables"]
     assert tables["curves"]["rows"] == whole["curves"]["rows"] and tables["matched"]["rows"] == whole["matched"]["rows"]
 
 
-def test_a_finished_run_without_the_weights_of_its_arm_is_named(tmp_path: Path) -> None:
-    folder = write_sweep_folder(tmp_path / "sweep", prompts=6, broken=False)
+def test_a_finished_run_without_the_weights_of_its_arm_is_named(small: Path, tmp_path: Path) -> None:
     arm = next(one for one in arms() if one.name == "ema-shadow")
-    run = folder / "runs" / run_id(arm, BENIGN, 0)
+    run = small / "runs" / run_id(arm, BENIGN, 0)
     record = read_record(run)
     kept = [one for one in record.evaluations if one.weights != "ema"]
     write_record(run, record.model_copy(update={"evaluations": kept}))
-    analysis = collect([folder], tmp_path / "report")
+    analysis = collect([small], tmp_path / "report")
     assert any("arm 'ema-shadow', seed 0 has no number" in text for text in analysis["warnings"])
     row = _row(analysis, "sweep", arm="ema-shadow", condition=BENIGN)
-    assert row["n"] == 12 and row["difference"] is not None
+    assert row["n"] == 6 and row["difference"] is not None
 
 
 def test_two_plans_are_refused_and_an_extra_run_is_not(
