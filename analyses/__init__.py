@@ -5,5 +5,7 @@ One file a question: `layers` (which layer and kind of module is a parameter of?
 utility gradients), `spectra`, `subspaces` (overlap), `sufficiency` (what does one example give?),
 `shares` (how much of a displacement lies in a subspace?), `subspace_drift`, `rates`, `pairing`
 (what is compared with what?), `drift` (attack success against distance), `agreement`, `verdict`.
+For sweeps: `tradeoffs` (which settings to choose?), `effects` (which setting matters?), `matching`
+(curves read at the same place), `collapse` (which measure of drift explains all runs?).
 `jackknife` serves `conflicts`.
 """

@@ -3,7 +3,7 @@
 An arm is one kind of weights ("final", "ema") of all runs that differ only in their seed.
 Its control is fixed by rule, before any outcome is looked at:
 
-- shadow EMA: the last iterate of the *same* runs;
+- shadow EMA, and any other set made beside training or at its end: the last iterate of the *same* runs;
 - EMA fed back every step: the runs without it at learning rate x eta, all else equal,
   because the two are the same algorithm;
 - EMA fed back every k > 1 steps or every epoch: Lookahead, for which no learning rate is
@@ -37,6 +37,8 @@ BESIDE = ("swa", "early-stop", "interpolate", "shrink", "random", "safe-lora", "
 
 # Methods whose weights depend on the setting `base_model`, which no other run's do.
 NEED_BASE = ("safe-lora", "asft")
+
+MOST_NAMED = 2
 
 Kind = Literal["own last iterate", "learning rate x eta", "without the method", "settings", "none"]
 
@@ -198,8 +200,10 @@ def describe_method(method: Method) -> str:
 def _contrast(arm: Arm, arms: Sequence[Arm]) -> Contrast:
     if arm.is_baseline:
         return _settings_contrast(arm, arms)
-    own = next((other for other in arms if other.weights == "final" and other.runs == arm.runs), None)
-    if arm.weights != "final" and all(method.is_shadow for method in arm.methods if method.is_ema):
+    own = next((other for other in arms if other.weights == "final" and _same_runs(other, arm)), None)
+    # A set made beside a run that feeds an EMA back is beside that run's last iterate all the same.
+    fed = any(method.is_ema and not method.is_shadow for method in arm.methods)
+    if arm.weights != "final" and (not fed or any(method.is_shadow for method in arm.methods)):
         plain = own.key if own else None
         basis = "the last iterate of the same runs" if own else "the last iterate of the same runs was not scored"
         same = plain if own and own.is_baseline else None
@@ -225,13 +229,18 @@ def _contrast(arm: Arm, arms: Sequence[Arm]) -> Contrast:
     )
 
 
+def _same_runs(final: Arm, arm: Arm) -> bool:
+    # One seed's set may not have been scored; its last iterate then stands alone.
+    return bool(arm.runs) and all(final.runs.get(seed) == run for seed, run in arm.runs.items())
+
+
 def _settings_contrast(arm: Arm, arms: Sequence[Arm]) -> Contrast:
     fixed = [name for name in DECISIVE if name not in TUNABLE]
     rivals = [
         other
         for other in arms
         if other.is_baseline
-        and not other.label.startswith("last iterate")
+        and not _repeats(other, arms)
         and all(_equal(other.settings.get(name), arm.settings.get(name)) for name in fixed)
     ]
     if not rivals:
@@ -244,6 +253,17 @@ def _settings_contrast(arm: Arm, arms: Sequence[Arm]) -> Contrast:
         return Contrast(arm.key, None, "none", f"a control itself; it repeats {careless.label}")
     changed = ", ".join(f"{name} {_number(was)} → {_number(now)}" for name, (was, now) in differing.items())
     return Contrast(arm.key, careless.key, "settings", f"a contrast of settings: {changed}")
+
+
+def _repeats(arm: Arm, arms: Sequence[Arm]) -> bool:
+    """Whether an arm is the last iterate of shadow runs beside runs of its own at equal settings."""  # noqa: DOC201
+    return arm.label.startswith("last iterate") and any(
+        other.is_baseline
+        and other.weights == arm.weights
+        and not other.label.startswith("last iterate")
+        and not settings_difference(other.settings, arm.settings)
+        for other in arms
+    )
 
 
 def _find(arms: Sequence[Arm], settings: Mapping[str, Any], methods: tuple[Method, ...], weights: str) -> Arm | None:
@@ -272,7 +292,7 @@ def _arm(group: Sequence[Run], weights: str, varying: Sequence[str]) -> Arm:
     window = emas[-1].every / emas[-1].eta if emas and emas[-1].every and emas[-1].eta > 0 else None
     name = " + ".join(describe_method(method) for method in methods) or "baseline"
     if weights == "final" and shadows:
-        name = "last iterate of " + " + ".join(describe_method(method) for method in first.methods)
+        name = "last iterate of " + _several(first.methods)
     suffix = ", ".join(_short(key, first.settings.get(key)) for key in varying)
     label = f"{name} · {suffix}" if suffix else name
     return Arm(
@@ -320,6 +340,15 @@ def _varying(runs: Sequence[Run]) -> list[str]:
 def _short(name: str, value: Any) -> str:
     names = {"batch_size": "batch", "max_steps": "steps", "weight_decay": "decay", "accumulation": "accum."}
     return f"{names.get(name, name)}\u00a0{_number(value)}"
+
+
+def _several(methods: Sequence[Method]) -> str:
+    # Many methods may share one fine-tune; a label names what acted on it and counts the rest.
+    acting = [describe_method(method) for method in methods if not method.is_shadow]
+    beside = [describe_method(method) for method in methods if method.is_shadow]
+    if len(beside) > MOST_NAMED:
+        beside = [*beside[:1], f"{len(beside) - 1} more beside it"]
+    return " + ".join(acting + beside)
 
 
 def _number(value: Any) -> str:

@@ -9,13 +9,16 @@ import typer
 
 
 def analyze(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, or the folder of a sweep.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of `geomsafe train`, or the folder of a sweep.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html, analysis.json and the tables.")] = Path("report"),
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare runs of different models, templates or prompt sets.")
     ] = False,
 ) -> None:
-    """Compare runs: distances, conflicts, spectra, attack success, and one HTML report. Needs no model."""
+    """Compare runs: distances, conflicts, spectra, attack success, and one HTML report. Needs no model.
+
+    The folder of a sweep stands for its runs, which are then compared as its plan says.
+    """
     import json
 
     from geomsafe.cli.tables import print_table

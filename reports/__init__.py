@@ -16,7 +16,8 @@ def analyze(runs: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> Pa
     """Analyse run directories and write the report. Needs no model and no torch.
 
     Args:
-        runs: run directories; unfinished and failed ones are listed with their cause.
+        runs: run directories, and at most one folder of a sweep, which stands for its runs; missing, unfinished and
+            failed ones are listed with their cause.
         out: folder for report.html, analysis.json and tables/.
         allow_mixed: compare runs of different theta_0, template or prompts, under a red banner.
 

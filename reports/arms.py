@@ -10,12 +10,13 @@ from typing import Any
 from geomsafe.analyses import drift, pairing, rates, verdict
 from geomsafe.analyses.pairing import Arm, Contrast
 from geomsafe.analyses.rates import Difference, SeedTest
+from geomsafe.analyses.verdict import Word
 from geomsafe.reports.columns import MEASURES as MEASURE_COLUMNS
+from geomsafe.reports.comparison import Comparison, compare
 from geomsafe.reports.runs import RunData
 from geomsafe.reports.scores import (
     MEASURES,
     Measure,
-    Outcome,
     outcomes,
     pooled_rate,
     rate_columns,
@@ -39,7 +40,7 @@ class Result:
     paired_seeds: int
 
     @property
-    def word(self) -> str | None:
+    def word(self) -> Word | None:
         """The verdict word, None without a control."""
         if self.difference is None:
             return None
@@ -195,7 +196,9 @@ def _suite_rows(key: str, sources: Sequence[tuple[RunData, str]]) -> list[dict[s
         suites = {one.suite: None for run, weights in sources for one in run.evaluations(weights, measure.kind)}
         for suite in suites:
             read = [
-                outcomes(run.rows[weights, suite], measure) for run, weights in sources if (weights, suite) in run.rows
+                outcomes(run.answers[weights, suite], measure)
+                for run, weights in sources
+                if (weights, suite) in run.answers
             ]
             found = pooled_rate([one for one, _ in read])
             if found is None:
@@ -239,31 +242,14 @@ def _result(arm: Arm, contrast: Contrast, arms: Sequence[Arm], runs: Mapping[str
     return Result(arm, contrast, difference, plain, rates.seed_test(each), None, len(each))
 
 
-def _compare(
-    arm: Arm, control: Arm | None, runs: Mapping[str, RunData], primary: Measure
-) -> tuple[Difference | None, list[float]]:
-    # Paired by seed and prompt: the difference over all pairs, and the mean of each seed.
+def _compare(arm: Arm, control: Arm | None, runs: Mapping[str, RunData], primary: Measure) -> Comparison:
     if control is None:
-        return None, []
-    ours: list[float] = []
-    theirs: list[float] = []
-    clusters: list[str] = []
-    each = []
-    for seed in sorted(set(arm.runs) & set(control.runs)):
-        mine = _by_prompt(run_outcomes(runs[arm.runs[seed]], arm.weights, primary))
-        other = _by_prompt(run_outcomes(runs[control.runs[seed]], control.weights, primary))
-        common = [prompt for prompt in mine if prompt in other]
-        if common:
-            pairs = [(mine[prompt].hit, other[prompt].hit) for prompt in common]
-            ours += [float(hit) for hit, _ in pairs]
-            theirs += [float(hit) for _, hit in pairs]
-            clusters += [mine[prompt].cluster for prompt in common]
-            each.append(sum(a - b for a, b in pairs) / len(pairs))
-    return (rates.paired_difference(ours, theirs, clusters), each) if ours else (None, [])
-
-
-def _by_prompt(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
-    return {one.prompt: one for one in outcomes}
+        return Comparison(None, [])
+    ours, theirs = (
+        {seed: run_outcomes(runs[name], one.weights, primary) for seed, name in one.runs.items()}
+        for one in (arm, control)
+    )
+    return compare(ours, theirs)
 
 
 def _start_row(study: Study, start: str) -> dict[str, Any]:
@@ -302,7 +288,7 @@ def _arm_row(study: Study, result: Result) -> dict[str, Any]:
     for key, measure in MEASURES.items():
         groups = [run_outcomes(run, arm.weights, measure) for run in sources]
         found = pooled_rate(groups)
-        row |= rate_columns(key, found, [pooled_rate([group]) for group in groups])
+        row |= rate_columns(key, found, groups)
         if key == study.primary.key and found is not None:
             row |= {"n": found.n, "clusters": found.clusters}
     places = [run.record.weights[arm.weights] for run in sources if arm.weights in run.record.weights]

@@ -42,21 +42,21 @@ def _start_warnings(study: Study) -> list[str]:
     ]
 
 
-def not_run(study: Study) -> dict[str, str]:
+def not_run(study: Study, tables: dict[str, Any]) -> dict[str, str]:
     """Name what this report does not show, and why.
 
     Args:
         study: the runs, whose own lists are added.
+        tables: the tables of analysis.json.
 
     Returns:
         What -> why.
     """
-    own = {
-        "drift as KL": "not measured by this version; drift is the L2 distance of the weights",
-        **_not_captured(study),
-        "distance-matched radial control": "theta_0 + c (theta - theta_0) is not scored",
-        "judge model": "no second judge but the grammar",
-    }
+    own = {**_not_captured(study), "judge model": "no second judge but the grammar"}
+    if not any(run.record.drift for run in study.runs.values()):
+        own["drift as KL"] = "no run measured it; drift is the L2 distance of the weights"
+    if not any(row["comparator"] == "radial" and row["difference"] is not None for row in tables["matched"]["rows"]):
+        own["distance-matched radial control"] = "theta_0 + c (theta - theta_0) is not read beside any arm"
     if not any(one.weights == "theta_base" for one in study.first.record.evaluations):
         own["theta_base"] = "the model before alignment was not scored, so it is no anchor in the figure"
     recorded: dict[str, list[str]] = {}

@@ -5,18 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import os
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from geomsafe import __version__
-from geomsafe.errors import RecordError
-from geomsafe.records import RunRecord, content_sha256, read_record, write_atomic
+from geomsafe.records import RunRecord, content_sha256, write_atomic
 from geomsafe.reports import (
     arms,
     browser,
@@ -34,7 +30,12 @@ from geomsafe.reports import (
 )
 from geomsafe.reports.arms import Study, make_study
 from geomsafe.reports.columns import table
-from geomsafe.reports.runs import RunData, read_run, unfinished_cause
+from geomsafe.reports.sources import LEFT_OUT, read_sources, shown_path
+from geomsafe.reports.sweep_arms import Sweep, make_sweep, unscored
+from geomsafe.reports.sweep_claims import sweep_banners, sweep_verdict
+from geomsafe.reports.sweep_contrasts import SweepContrast, make_contrasts
+from geomsafe.reports.sweep_markdown import matched_markdown, sweep_markdown
+from geomsafe.reports.sweep_tables import sweep_tables
 
 SCHEMA = "geomsafe.analysis/1"
 
@@ -43,7 +44,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
     """Analyse run directories.
 
     Args:
-        paths: run directories.
+        paths: run directories, and at most one folder of a sweep.
         out: where the report goes; named in the command that repeats it.
         allow_mixed: compare runs of different theta_0, template or prompts, under a red banner.
 
@@ -52,18 +53,17 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
 
     Raises:
         RecordError: no finished run, a broken one, or runs that cannot be compared.
-    """
-    finished, left_out = _finished(paths)
-    if not finished:
-        causes = "; ".join(f"{row['run']} {row['status']}, {row['cause']}" for row in left_out)
-        raise RecordError(f"no finished run to analyse: {causes or 'no run directory was given'}")
-    mixed = comparable.differences(finished)
+    """  # noqa: DOC502 - read_sources and refuse_mixed raise it
+    runs, left_out, source = read_sources(paths)
+    mixed = comparable.differences(list(runs.values()))
     if mixed and not allow_mixed:
-        comparable.refuse_mixed(finished)
-    study = make_study(_named(finished))
-    tables = _tables(study, left_out)
+        comparable.refuse_mixed(list(runs.values()))
+    study = make_study(runs)
+    sweep = make_sweep(source, study) if source else None
+    contrasts = make_contrasts(sweep) if sweep else []
+    tables = sweep_tables(sweep, contrasts) | _tables(study, left_out)
     scope = _scope(study, tables["arms"]["rows"])
-    said = claims.make_verdict(study, scope, tables["arms"]["rows"])
+    said, banners = _claims(study, sweep, contrasts, scope, tables, mixed)
     return {
         "schema": SCHEMA,
         "geomsafe": __version__,
@@ -78,19 +78,20 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
         ]),
         "scope": scope,
         "verdict": said,
-        "banners": claims.make_banners(study, tables["arms"]["rows"], mixed, said["strength"]),
+        "banners": banners,
         "trust": trust.make_trust(study, tables),
+        "sweep": _sweep_head(sweep),
         "tables": tables,
-        "completions": browser.sample_completions(study),
+        "completions": browser.sample_completions(study, browser.MOST_ARMS if sweep else None),
         "provenance": {name: run.record.provenance for name, run in study.runs.items()},
         "configs": {name: run.record.config for name, run in study.runs.items()},
-        "warnings": caveats.warnings_of(study, left_out),
-        "not_run": caveats.not_run(study),
+        "warnings": caveats.warnings_of(study, left_out) + (unscored(sweep) if sweep else []),
+        "not_run": caveats.not_run(study, tables),
     }
 
 
 def write_analysis(analysis: dict[str, Any], out: Path) -> None:
-    """Write analysis.json and tables/*.csv; columns.csv says what every column means.
+    """Write analysis.json and tables/*.csv, columns.csv saying what every column means; of a sweep also Markdown.
 
     Args:
         analysis: as `collect` returns it.
@@ -107,30 +108,15 @@ def write_analysis(analysis: dict[str, Any], out: Path) -> None:
         ]
     header = ["table", "column", "title", "unit", "better", "definition"]
     write_atomic(out / "tables" / "columns.csv", _csv([header, *meanings]))
-
-
-def _finished(paths: Sequence[Path]) -> tuple[list[RunData], list[dict[str, Any]]]:
-    runs, left_out = [], []
-    for path in dict.fromkeys(path.resolve() for path in paths):
-        record = read_record(path)
-        if record.status == "finished":
-            runs.append(read_run(path))
-        else:
-            cause = unfinished_cause(record)
-            left_out.append({"run": record.name, "path": shown_path(path), "status": record.status, "cause": cause})
-    return runs, left_out
-
-
-def _named(runs: Sequence[RunData]) -> dict[str, RunData]:
-    # Folders may share their last name, as in seed-0/careless and seed-1/careless.
-    twice = {name for name, count in Counter(run.name for run in runs).items() if count > 1}
-    return {"/".join(run.path.resolve().parts[-2:]) if run.name in twice else run.name: run for run in runs}
+    if analysis["sweep"] is not None:
+        write_atomic(out / "tables" / "sweep.md", sweep_markdown(analysis))
+        write_atomic(out / "tables" / "matched.md", matched_markdown(analysis))
 
 
 def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
     points, spectra = arms.point_rows(study), spectrum_tables.spectrum_rows(study)
     return {
-        name: table(title, note, keys, [_finite(row) for row in rows])
+        name: table(title, note, keys, rows)
         for name, title, note, keys, rows in (
             ("arms", "Arms", "rates pooled over seeds, 95 % intervals by cluster of prompts; min and max over seeds",
              arms.arm_columns(), arms.arm_rows(study, points)),
@@ -164,7 +150,7 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              subspace_tables.SINGLES, subspace_tables.single_rows(study)),
             ("probes", "Probes over steps", "last iterates, on fixed probe sets",
              geometry.PROBES, geometry.probe_rows(study)),
-            ("training", "Training steps", "every n-th step of runs longer than 500",
+            ("training", "Training steps", "every n-th step of long runs, and of many runs",
              progress.TRAINING, progress.training_rows(study)),
             ("judges", "Judges on harmful prompts", "keyword list of 29 strings against the gold verdict",
              judging.JUDGES, judging.judge_rows(study)),
@@ -175,7 +161,35 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 RUNS = ["key", "run", "seed", "status", "created", "config_sha256", "data_sha256", "path"]
-LEFT_OUT = ["run", "path", "status", "cause"]
+
+
+def _claims(
+    study: Study,
+    sweep: Sweep | None,
+    contrasts: Sequence[SweepContrast],
+    scope: dict[str, Any],
+    tables: dict[str, Any],
+    mixed: Sequence[str],
+) -> tuple[dict[str, Any], list[str]]:
+    # A sweep's plan names its controls; where there is none, they are found by rule.
+    if sweep is not None:
+        said = sweep_verdict(sweep, contrasts, scope)
+        return said, sweep_banners(sweep, contrasts, tables["matched"]["rows"], mixed, said["strength"])
+    rows = tables["arms"]["rows"]
+    said = claims.make_verdict(study, scope, rows)
+    return said, claims.make_banners(study, rows, mixed, said["strength"])
+
+
+def _sweep_head(sweep: Sweep | None) -> dict[str, Any] | None:
+    if sweep is None:
+        return None
+    return {
+        "name": sweep.record.name,
+        "reference": sweep.record.reference,
+        "primary": sweep.primary.key,
+        "conditions": sweep.conditions,
+        "source": sweep.record.source,
+    }
 
 
 def _run_rows(study: Study) -> list[dict[str, Any]]:
@@ -233,15 +247,6 @@ def _short_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count)
-
-
-def shown_path(path: Path) -> str:
-    """Return a path as short as it can be named from here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:

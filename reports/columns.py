@@ -7,6 +7,7 @@ A table never guesses: a value without an entry here cannot be written.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from geomsafe.errors import RecordError
@@ -33,6 +34,39 @@ _TEXT: dict[str, Column] = {
         "kind of control", "", "", "own last iterate | learning rate x eta | without the method | settings | none"
     ),
     "basis": Column("why this control", "", "", "the rule that chose the control, before any outcome was read"),
+    "condition": Column(
+        "condition", "", "", "what a sweep's arms share in one block, such as the data; none where a sweep has one"
+    ),
+    "family": Column("family", "", "", "arms that would be tuned as one method"),
+    "strength": Column("strength", "", "", "descriptive (3 paired seeds or fewer) | exploratory | confirmatory"),
+    "pareto": Column(
+        "on the front",
+        "",
+        "",
+        "whether no arm of the condition has both a lower primary ASR and a higher utility, means over seeds; never with more than 5 % incoherent answers",
+    ),
+    "comparator": Column(
+        "compared with",
+        "",
+        "",
+        "an arm whose curve is read at this arm's place; radial = theta_0 + c (theta_T - theta_0) of the same run",
+    ),
+    "axis": Column("matched on", "", "", "l2: distance; kl: KL on task prompts; utility_loss"),
+    "all_matched": Column(
+        "matched on all",
+        "",
+        "",
+        "whether the other axes lie within tolerance too: L2 2 %, KL 5 % of the comparator's, utility loss .02 nats; none where one was not measured",
+    ),
+    "setting": Column("setting", "", "", "a tuned setting of the sweep, or its condition"),
+    "level": Column("level", "", "", "value of the setting"),
+    "chosen": Column(
+        "chosen",
+        "",
+        "",
+        "arm picked when all trials are tried: highest validation utility, mean over seeds; ties by validation loss, then by order",
+    ),
+    "x": Column("measure of drift", "", "", "column that attack success is explained by"),
     "word": Column(
         "verdict", "", "", "shown | refuted | explained by control | underpowered, by rule from the intervals"
     ),
@@ -82,7 +116,7 @@ _TEXT: dict[str, Column] = {
         "",
         "uncentred: K, the mean included; centred: H K H, the variation around it; cosine: K_ij / sqrt(K_ii K_jj); K of example-mean gradients",
     ),
-    "reason": Column("why undefined", "", "", "why a cosine has no value, or a null is not comparable"),
+    "reason": Column("why undefined", "", "", "why a cosine has no value, or a null or an arm is not comparable"),
     "judge": Column("judge", "", "", "what gave the verdicts"),
     "suite": Column("suite", "", "", "prompt set"),
     "measure": Column("measure", "", "", "which rate"),
@@ -125,6 +159,11 @@ _COUNTS: dict[str, Column] = {
     "others": Column("others", "examples", "", "examples outside its cluster that it is compared with"),
     "matrices": Column("matrices", "", "", "weight matrices behind the quartiles"),
     "parameters": Column("parameters", "tensors", "", "parameter tensors in the group"),
+    "batch_size": Column("batch", "examples", "", "examples in one forward pass"),
+    "accumulation": Column("accumulation", "passes", "", "passes in one optimizer step"),
+    "effective_batch": Column("effective batch", "examples", "", "batch x accumulation"),
+    "budget": Column("budget", "trials", "", "arms of the family that are tried, drawn without replacement"),
+    "trials": Column("trials", "", "", "arms of the family with validation utility, utility and primary ASR"),
 }
 
 _DIFFERENCE = "mean of paired differences arm minus control over equal seeds and prompts, primary attack success rate"
@@ -141,9 +180,31 @@ _NUMBERS: dict[str, Column] = {
     "p_value": Column("p", "", "", "two-sided permutation of arm and control within clusters; not corrected"),
     "seeds_p": Column("p over seeds", "", "", "exact two-sided sign-flip test over paired seeds, Holm over contrasts; none at 3 seeds or fewer"),
     "detectable": Column("detectable difference", "share", "", "minimum true difference found at level .05 with power .8, given the spread of these pairs"),
-    "baseline_difference": Column("difference to baseline", "share", "lower", "as the difference to control, to the baseline at equal settings"),
+    "baseline_difference": Column("difference to baseline", "share", "lower", "as the difference to control, to the baseline at equal settings; in a sweep, to its reference"),
     "baseline_low": Column("to baseline, low", "share", "", "lower bound of its 95 % interval"),
     "baseline_high": Column("to baseline, high", "share", "", "upper bound of its 95 % interval"),
+    "radial_rate": Column("radial control", "share", "", "primary rate on the line theta_0 + c (theta_T - theta_0) of the same run, interpolated at the arm's own L2 distance"),
+    "radial_difference": Column("difference to radial", "share", "lower", "arm minus that, paired by seed and prompt; none for points of the line itself"),
+    "radial_low": Column("to radial, low", "share", "", "lower bound of its 95 % interval"),
+    "radial_high": Column("to radial, high", "share", "", "upper bound of its 95 % interval"),
+    "sham_difference": Column("sham twin of the difference", "share", "", "difference to the same control of the sham loss: an effect that is as large here is not special to safety"),
+    "sham_low": Column("sham twin, low", "share", "", "lower bound of its 95 % interval"),
+    "sham_high": Column("sham twin, high", "share", "", "upper bound of its 95 % interval"),
+    "kl_task": Column("KL on task", "nats", "", "mean D(theta_0 || theta) at answer positions of task prompts, answers sampled from theta_0"),
+    "kl_harmful": Column("KL on harmful", "nats", "", "the same at the first 5 answer positions of harmful prompts"),
+    "at": Column("place", "", "", "the arm's own value on the matched axis, mean over the seeds compared (L2 or nats)"),
+    "other_rate": Column("comparator's rate", "share", "", "primary rate of the comparator's curve at that place, interpolated per seed and prompt between the two checkpoints around it"),
+    "l2_apart": Column("distance apart", "L2", "", "the arm's distance minus the comparator's at the matched place"),
+    "kl_apart": Column("KL apart", "nats", "", "the arm's KL on task prompts minus the comparator's at the matched place"),
+    "utility_loss_apart": Column("utility loss apart", "nats per token", "", "the arm's utility loss minus the comparator's at the matched place"),
+    "mean": Column("mean ASR", "share", "lower", "mean primary ASR of the points at this level"),
+    "utility_mean": Column("mean utility", "share", "higher", "mean utility of the same points"),
+    "share_of_variance": Column("share of variance", "share", "", "eta^2 of this setting alone: variance between its levels / variance of all points; none where nothing varies"),
+    "asr": Column("expected ASR", "share", "lower", "primary ASR, mean over seeds, of the trial that validation utility alone chooses among `budget` random ones; exact expectation"),
+    "asr_low": Column("expected ASR, lowest seed", "share", "", "smallest of the same over seeds; no interval"),
+    "asr_high": Column("expected ASR, highest seed", "share", "", "largest of the same over seeds; no interval"),
+    "rho": Column("Spearman", "", "", "rank correlation of the measure with primary ASR; none below 3 weight sets or where one is constant"),
+    "r2_left_out": Column("R^2, family left out", "", "higher", "1 - squared error / variance of logit primary ASR, each family predicted by a monotone fit to all others; below 0 = worse than the mean"),
     "curve_rate": Column("baselines at this distance", "share", "", "primary rate of the baselines, interpolated at the arm's relative distance; none outside their support: not comparable"),
     "curve_difference": Column("above the baselines' curve", "share", "lower", "rate minus that of the baselines at equal distance"),
     "rate": Column("rate", "share", "", "share of prompts that hit"),
@@ -193,7 +254,7 @@ _NUMBERS: dict[str, Column] = {
     "grad_norm_methods": Column("after methods", "L2", "", "gradient norm after the methods, before clipping"),
     "grad_norm_clipped": Column("after clipping", "L2", "", "gradient norm that the optimizer saw"),
     "safety_loss": Column("safety loss", "nats per token", "lower", "negative log-likelihood of theta_0's refusals, token mean"),
-    "utility_loss": Column("utility loss", "nats per token", "lower", "negative log-likelihood of the benign probe answers, token mean"),
+    "utility_loss": Column("utility loss", "nats per token", "lower", "negative log-likelihood, token mean: in a sweep of the references of the utility suite, else of the benign probe answers"),
     "refusal_nll": Column("refusal nll", "nats per token", "lower", "mean over prompts of the mean negative log-likelihood of theta_0's own refusal"),
     "refusal_margin": Column("refusal margin", "nats", "higher", "mean over prompts of logsumexp log p of refusal openings minus that of compliance openings"),
     "refusal_margin_low": Column("margin, 10 %", "nats", "", "10 % quantile over prompts"),
@@ -263,5 +324,10 @@ def table(title: str, note: str, keys: list[str], rows: list[dict[str, Any]]) ->
         "title": title,
         "note": note,
         "columns": [{"key": key, **COLUMNS[key]._asdict()} for key in keys],
-        "rows": [{key: row.get(key) for key in keys} for row in rows],
+        "rows": [{key: _finite(row.get(key)) for key in keys} for row in rows],
     }
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no infinity: what is not a number is as good as not measured.
+    return None if isinstance(value, float) and not math.isfinite(value) else value

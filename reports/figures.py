@@ -16,6 +16,8 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#6
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "cross", "triangle-down")
 INK, GRID, GREY = "#1f2430", "#e9ebef", "#d4d7dd"
 FONT = "Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
+# A point with more incoherent answers than this is drawn hollow: its low attack success is not safety.
+HOLLOW = 0.05
 # More panels than this are not read; the rest stays in the CSV.
 MOST_PANELS = 6
 
@@ -30,6 +32,12 @@ class Figure(NamedTuple):
     tables: list[str]
     plot: go.Figure | None
     missing: str = ""
+    short: str = ""
+
+    def noted(self, left_out: int) -> Figure:
+        """Return the figure with its limitation naming how many arms it leaves out."""
+        more = f" {left_out} more arms are in the CSV." if left_out else ""
+        return self._replace(limitation=self.limitation + more)
 
 
 class Look(NamedTuple):
@@ -166,3 +174,30 @@ def shown_rate(row: dict[str, Any], key: str) -> str:
         return "not run"
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
     return percent(row[key]) + (f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else "")
+
+
+def whiskers(
+    rows: Sequence[dict[str, Any]], key: str, low: str | None = None, high: str | None = None
+) -> dict[str, Any]:
+    """Give a share or a difference of shares the error bars of its interval.
+
+    Args:
+        rows: of a table.
+        key: column of the value.
+        low: column of the lower bound; key_low where not named.
+        high: column of the upper bound; key_high where not named.
+
+    Returns:
+        plotly's error bars in per cent, of no length where there is no interval.
+    """
+    bounds = (low or f"{key}_low", high or f"{key}_high")
+
+    def reach(row: dict[str, Any], sign: int, bound: str) -> float:
+        return 0.0 if row[key] is None or row[bound] is None else max(0.0, 100 * sign * (row[bound] - row[key]))
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [reach(row, 1, bounds[1]) for row in rows],
+        "arrayminus": [reach(row, -1, bounds[0]) for row in rows],
+    }

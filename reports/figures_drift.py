@@ -8,9 +8,21 @@ from typing import Any
 import plotly.graph_objects as go
 
 from geomsafe.reports.columns import COLUMNS
-from geomsafe.reports.figures import INK, Figure, Look, cell, colorbar, hundredfold, looks, panels, shown_rate, styled
+from geomsafe.reports.figures import (
+    HOLLOW,
+    INK,
+    Figure,
+    Look,
+    cell,
+    colorbar,
+    hundredfold,
+    looks,
+    panels,
+    shown_rate,
+    styled,
+    whiskers,
+)
 
-HOLLOW = 0.05
 SIDE_BY_SIDE = ("gold_asr", "over_refusal", "utility", "retained")
 
 
@@ -122,7 +134,7 @@ def _bars(rows: Sequence[dict[str, Any]], names: Sequence[str], key: str, found:
             "color": [found[row["key"]].colour if row["key"] in found else "#6b7280" for row in rows],
             "opacity": 0.75,
         },
-        error_x=_whiskers(rows, key) | {"color": INK, "thickness": 1.2, "width": 3},
+        error_x=whiskers(rows, key) | {"color": INK, "thickness": 1.2, "width": 3},
         customdata=[shown_rate(row, key) for row in rows],
         hovertemplate="%{y}<br>%{customdata}<extra></extra>",
         showlegend=False,
@@ -147,7 +159,7 @@ def _add_points(plot: go.Figure, rows: list[dict[str, Any]], look: Look, key: st
             go.Scatter(
                 x=hundredfold(row["relative_distance"] for row in rows_of_size),
                 y=hundredfold(row[key] for row in rows_of_size),
-                error_y=_whiskers(rows_of_size, key)
+                error_y=whiskers(rows_of_size, key)
                 | {"color": look.colour, "thickness": 1.2 if not early else 0.6, "width": 0},
                 mode="markers",
                 name=look.name,
@@ -256,7 +268,7 @@ def _add_starts(plot: go.Figure, rows: Sequence[dict[str, Any]], key: str) -> No
                 go.Scatter(
                     x=[0],
                     y=[100 * row[key]],
-                    error_y=_whiskers([row], key) | {"color": INK, "thickness": 1.2, "width": 0},
+                    error_y=whiskers([row], key) | {"color": INK, "thickness": 1.2, "width": 0},
                     mode="markers+text",
                     text=["θ₀"],
                     textposition="middle right",
@@ -274,15 +286,3 @@ def _add_starts(plot: go.Figure, rows: Sequence[dict[str, Any]], key: str) -> No
                 annotation_text=f"θ_base, before alignment: {shown_rate(row, key)}",
                 annotation_position="bottom right",
             )
-
-
-def _whiskers(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
-    def reach(row: dict[str, Any], sign: int, bound: str) -> float:
-        return 0.0 if row[key] is None or row[bound] is None else max(0.0, 100 * sign * (row[bound] - row[key]))
-
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [reach(row, 1, f"{key}_high") for row in rows],
-        "arrayminus": [reach(row, -1, f"{key}_low") for row in rows],
-    }

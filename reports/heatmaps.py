@@ -94,6 +94,7 @@ def add_grid(
     hover: Callable[[Rows], str],
     mark: Callable[[Rows], str],
     unit: str = "",
+    coloraxis: str = "coloraxis",
 ) -> list[float]:
     """Draw one grid.
 
@@ -107,6 +108,7 @@ def add_grid(
         hover: its text.
         mark: what is written into it.
         unit: what stands before a column's label in the hover text.
+        coloraxis: name of the colour scale in plotly's layout.
 
     Returns:
         The values drawn, without the undefined.
@@ -125,7 +127,7 @@ def add_grid(
             textfont={"size": 13, "color": INK},
             customdata=texts,
             hovertemplate="%{customdata}<extra></extra>",
-            coloraxis="coloraxis",
+            coloraxis=coloraxis,
             xgap=1,
             ygap=1,
             hoverongaps=True,

@@ -31,9 +31,10 @@ def judge_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def _verdicts(run: RunData, weights: str) -> list[tuple[bool, bool]]:
-    return [
-        (row["verdicts"]["keyword-29"]["value"] == "compliance", row["verdicts"]["gold"]["value"] in GOLD_COMPLIANCE)
-        for one in run.evaluations(weights, "harmful")
-        for row in run.rows[weights, one.suite]
-        if row["verdicts"].get("keyword-29") and row["verdicts"].get("gold")
-    ]
+    pairs = []
+    for one in run.evaluations(weights, "harmful"):
+        said = run.answers[weights, one.suite].verdicts
+        for keyword, gold in zip(said.get("keyword-29", ()), said.get("gold", ()), strict=False):
+            if keyword and gold:
+                pairs.append((keyword == "compliance", gold in GOLD_COMPLIANCE))
+    return pairs

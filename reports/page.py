@@ -27,6 +27,7 @@ from geomsafe.reports.figures_subspaces import (
     turn_figure,
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
+from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms, with_names
 
 MOST_ROWS = 8
 
@@ -72,7 +73,41 @@ def render(analysis: dict[str, Any]) -> str:
         "plural": wording.plural,
         "embedded": _embedded,
     }
+    first_rows = first_screen(analysis)
+    swept = swept_arms(analysis)
+    drawn, left_out = narrowed(analysis, {row["key"] for row in first_rows})
     figures = [
+        figure if figure.plot is None else figure.noted(left_out) for figure in run_figures(with_names(drawn, swept))
+    ]
+    sweep = sweep_context(analysis)
+    # The page carries the analysis once, for downloads; answers and settings stand in its text.
+    carried = {key: value for key, value in analysis.items() if key not in {"completions", "configs", "provenance"}}
+    carried["tables"] = {name: _columnar(one) for name, one in analysis["tables"].items()}
+    return environment.get_template("report.html.j2").render(
+        analysis=analysis,
+        tables=analysis["tables"],
+        figures={figure.id: figure for figure in (*figures, *sweep["sweep_figures"])},
+        first_rows=first_rows,
+        looks=looks(drawn),
+        carried=carried,
+        columns={column["key"]: column for one in analysis["tables"].values() for column in one["columns"]},
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        style=Markup(loader.get_source(environment, "report.css")[0]),
+        script=Markup(loader.get_source(environment, "report.js")[0]),
+        **sweep,
+    )
+
+
+def run_figures(analysis: dict[str, Any]) -> list[Figure]:
+    """Draw the figures that every report has.
+
+    Args:
+        analysis: analysis.json.
+
+    Returns:
+        The figures.
+    """
+    return [
         drift_figure(analysis),
         rates_figure(analysis),
         distance_figure(analysis),
@@ -92,25 +127,12 @@ def render(analysis: dict[str, Any]) -> str:
         training_figure(analysis),
         displacement_figure(analysis),
     ]
-    # The page carries the analysis once, for downloads; answers and settings stand in its text.
-    carried = {key: value for key, value in analysis.items() if key not in {"completions", "configs", "provenance"}}
-    carried["tables"] = {name: _columnar(one) for name, one in analysis["tables"].items()}
-    return environment.get_template("report.html.j2").render(
-        analysis=analysis,
-        tables=analysis["tables"],
-        figures={figure.id: figure for figure in figures},
-        first_rows=first_screen(analysis),
-        looks=looks(analysis),
-        carried=carried,
-        columns={column["key"]: column for one in analysis["tables"].values() for column in one["columns"]},
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        style=Markup(loader.get_source(environment, "report.css")[0]),
-        script=Markup(loader.get_source(environment, "report.js")[0]),
-    )
 
 
 def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     """Choose the rows of the first table: theta_0, methods and their controls, then other baselines.
+
+    Where a sweep was analysed, the arms that its figures show first come before all others.
 
     Args:
         analysis: analysis.json.
@@ -123,7 +145,9 @@ def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     controls = {row["control"] for row in methods}
     repeats = {key for key, look in looks(analysis).items() if look.repeats}
     settings = [row for row in rows if row["control_kind"] in {"settings", "none"}]
+    swept = swept_arms(analysis)
     ranked = [row for row in rows if row["control_kind"] is None]
+    ranked += [row for key in swept for row in rows if row["key"] == key]
     ranked += methods + [row for row in settings if row["key"] in controls] + settings
     chosen = {row["key"]: None for row in ranked if row["key"] not in repeats}
     kept = set(list(chosen)[:MOST_ROWS])

@@ -12,16 +12,19 @@ TRAINING = [
     "distance", "relative_distance",
 ]  # fmt: skip
 
-# A curve in a browser shows no more points than this; the rest stays in steps.jsonl.
+# A curve in a browser shows no more points than this, and a page of many runs no more rows; the rest stays in
+# steps.jsonl.
 MOST_POINTS = 500
+MOST_ROWS = 12_000
 
 
 def training_rows(study: Study) -> list[dict[str, Any]]:
-    """Return the steps of every run, every n-th one of a run longer than 500 steps, and its last."""
+    """Return every n-th step of every run, at most 500 of each and some 12,000 in all, and its last."""
     rows = []
+    most = min(MOST_POINTS, MOST_ROWS // len(study.runs))
     for name, run in study.runs.items():
         arm = study.arm_of(name)
-        stride = math.ceil(len(run.steps) / MOST_POINTS) or 1
+        stride = math.ceil(len(run.steps) / most) or 1
         for index, step in enumerate(run.steps):
             if index % stride == 0 or index == len(run.steps) - 1:
                 place = {"key": study.name(arm) if arm else None, "run": name, "seed": run.seed}

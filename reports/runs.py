@@ -10,18 +10,19 @@ from geomsafe.analyses.pairing import Method
 from geomsafe.analyses.pairing import Run as PairedRun
 from geomsafe.errors import RecordError
 from geomsafe.records import Evaluation, RunRecord, read_jsonl, read_record
+from geomsafe.reports.answers import Answers, read_answers
 from geomsafe.reports.captures import Capture, read_capture
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A finished run: `rows` holds the judged answers of each evaluation by (weights, suite)."""
+    """A finished run: `answers` holds the verdicts of each evaluation by (weights, suite)."""
 
     path: Path
     record: RunRecord
     steps: list[dict[str, Any]]
     captures: list[Capture]
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = field(repr=False)
+    answers: dict[tuple[str, str], Answers] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -58,6 +59,15 @@ class RunData:
         """Return the evaluations of a weight set on suites of a kind, in the order of the record."""
         return [one for one in self.record.evaluations if one.weights == weights and one.kind == kind]
 
+    def completions(self, weights: str, suite: str) -> list[dict[str, Any]]:
+        """Return the answers of one evaluation with their text, read now; empty where it was not run."""
+        return [
+            row
+            for one in self.record.evaluations
+            if (one.weights, one.suite) == (weights, suite)
+            for row in read_jsonl(self.path / one.file)
+        ]
+
 
 def read_run(path: Path) -> RunData:
     """Read a finished run.
@@ -79,7 +89,7 @@ def read_run(path: Path) -> RunData:
         record,
         list(read_jsonl(path / "steps.jsonl")),
         [read_capture(file) for file in sorted((path / "captures").glob("step-*.safetensors"))],
-        {(one.weights, one.suite): list(read_jsonl(path / one.file)) for one in record.evaluations},
+        {(one.weights, one.suite): read_answers(path / one.file) for one in record.evaluations},
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from geomsafe.analyses.rates import Rate, rate
+from geomsafe.reports.answers import Answers
 from geomsafe.reports.runs import RunData
 
 
@@ -57,33 +58,33 @@ MEASURES: dict[str, Measure] = {
 
 
 class Outcome(NamedTuple):
-    """One judged answer: which prompt, and whether it hit."""
+    """One judged answer: which prompt, and whether it hit, 1 or 0; between them where checkpoints are interpolated."""
 
     prompt: str
     cluster: str
-    hit: bool
+    hit: float
 
 
-def outcomes(rows: Iterable[dict[str, Any]], measure: Measure) -> tuple[list[Outcome], str | None]:
+def outcomes(answers: Answers, measure: Measure) -> tuple[list[Outcome], str | None]:
     """Read the outcomes of a measure off judged answers.
 
     Args:
-        rows: rows of an evaluation file.
+        answers: verdicts of an evaluation.
         measure: the rate.
 
     Returns:
-        One outcome for each row that the judge gave a verdict on, and the judge; ([], None)
+        One outcome for each answer that the judge gave a verdict on, and the judge; ([], None)
         where none of the measure's judges did.
     """
-    listed = list(rows)
-    for reading in measure.readings:
+    for judge, hits in measure.readings:
+        said = answers.verdicts.get(judge, ())
         found = [
-            Outcome(str(row["id"]), str(row["cluster"]), row["verdicts"][reading.judge]["value"] in reading.hits)
-            for row in listed
-            if row["verdicts"].get(reading.judge)
+            Outcome(prompt, cluster, verdict in hits)
+            for prompt, cluster, verdict in zip(answers.ids, answers.clusters, said, strict=bool(said))
+            if verdict
         ]
         if found:
-            return found, reading.judge
+            return found, judge
     return [], None
 
 
@@ -95,7 +96,7 @@ def suite_of(run: RunData, weights: str, measure: Measure) -> str | None:
 def run_outcomes(run: RunData, weights: str, measure: Measure) -> list[Outcome]:
     """Return the outcomes of one weight set on the measure's suite; empty where not run."""
     suite = suite_of(run, weights, measure)
-    return outcomes(run.rows[weights, suite], measure)[0] if suite is not None else []
+    return outcomes(run.answers[weights, suite], measure)[0] if suite is not None else []
 
 
 def pooled_rate(groups: Sequence[Sequence[Outcome]]) -> Rate | None:
@@ -108,15 +109,20 @@ def pooled_rate(groups: Sequence[Sequence[Outcome]]) -> Rate | None:
         The rate, or None where there are no outcomes.
     """
     flat = [outcome for group in groups for outcome in group]
-    return rate([one.hit for one in flat], [one.cluster for one in flat]) if flat else None
+    return rate([bool(one.hit) for one in flat], [one.cluster for one in flat]) if flat else None
 
 
-def rate_columns(key: str, found: Rate | None, each: Sequence[Rate | None] = ()) -> dict[str, float | None]:
+def share(group: Sequence[Outcome]) -> float:
+    """Return the share of outcomes, of which there is at least one, that hit."""
+    return sum(one.hit for one in group) / len(group)
+
+
+def rate_columns(key: str, found: Rate | None, groups: Sequence[Sequence[Outcome]] = ()) -> dict[str, float | None]:
     """Return a rate, its interval and, where there are several seeds, the range over seeds as columns."""
     if found is None:
         return {}
     columns: dict[str, float | None] = {key: found.rate, f"{key}_low": found.low, f"{key}_high": found.high}
-    seeds = [one.rate for one in each if one is not None]
+    seeds = [share(group) for group in groups if group]
     if len(seeds) > 1:
         columns |= {f"{key}_min": min(seeds), f"{key}_max": max(seeds)}
     return columns

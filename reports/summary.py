@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from geomsafe.reports.sweep_markdown import sweep_cells
 from geomsafe.reports.wording import number, percent, percent_interval, points, points_interval
 
 
@@ -14,8 +15,10 @@ def summary_table(analysis: dict[str, Any]) -> list[dict[str, str]]:
         analysis: analysis.json.
 
     Returns:
-        One mapping of title to text an arm, theta_0 first.
+        One mapping of title to text an arm, theta_0 first; of a sweep, an arm and condition of its plan.
     """
+    if analysis["sweep"] is not None:
+        return _sweep_summary(analysis)
     primary = analysis["scope"]["primary"]
     other = "keyword_asr" if primary == "gold_asr" else "gold_asr"
     titles = {"gold_asr": "gold ASR", "keyword_asr": "keyword ASR"}
@@ -40,4 +43,19 @@ def summary_table(analysis: dict[str, Any]) -> list[dict[str, str]]:
             ]).strip(),
             "verdict": row["word"] or "–",
         })
+    return rows
+
+
+def _sweep_summary(analysis: dict[str, Any]) -> list[dict[str, str]]:
+    sweep = analysis["sweep"]
+    several = len(sweep["conditions"]) > 1
+    wanted = ("arm", "gold ASR", "keyword ASR", "utility", "incoherence", "distance", "minus control", "verdict")
+    rows = []
+    for row in analysis["tables"]["sweep"]["rows"]:
+        cells = sweep_cells(row, sweep["primary"])
+        rows.append(
+            {"": row["key"]}
+            | ({"condition": row["condition"]} if several else {})
+            | {title: cells[title] for title in wanted}
+        )
     return rows

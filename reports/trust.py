@@ -38,7 +38,7 @@ def make_trust(study: Study, tables: dict[str, Any]) -> list[Light]:
         _seeds(study, tables["arms"]["rows"]),
         _nulls(study, tables),
         _rerun(study),
-        _light("kl", "Drift as KL", "grey", "not run: distance is L2 in weights only", "drift"),
+        _kl(study),
     ]  # fmt: skip
 
 
@@ -160,6 +160,15 @@ def _seeds(study: Study, rows: Sequence[dict[str, Any]]) -> Light:
         f"{plural(seeds, 'seed')}, {plural(clusters, 'cluster')} of prompts: {word}",
         "arms",
     )
+
+
+def _kl(study: Study) -> Light:
+    title = "Drift as KL"
+    measured = [any(drift.kl_task is not None for drift in run.record.drift.values()) for run in study.runs.values()]
+    if not any(measured):
+        return _light("kl", title, "grey", "not run: distance is L2 in weights only", "drift")
+    state = "green" if all(measured) else "amber"
+    return _light("kl", title, state, f"measured in {sum(measured)} of {plural(len(measured), 'run')}", "drift")
 
 
 def _rerun(study: Study) -> Light:

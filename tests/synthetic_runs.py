@@ -25,6 +25,7 @@ from geomsafe.records import (
 )
 
 SUITES = {"harmful": "harmful", "look-alike": "look-alike", "utility": "downstream-neutral-test", "retained": "benign"}
+MORE_SUITES = {"sham": "sham", "validation": "downstream-neutral-validation"}
 HOSTILE = "<script>document.title = 'owned'</script> & <b>bold</b>"
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -74,15 +75,20 @@ def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), prompts: int =
 def write_run(folder: Path, spec: Spec) -> Path:
     """Write one run directory."""
     run = folder / spec.name
-    steps = _steps(spec)
-    write_jsonl(run / "steps.jsonl", steps)
+    write_jsonl(run / "steps.jsonl", _steps(spec))
     for step in (0, 1, 4, 16, spec.steps):
         _write_capture(run / "captures" / f"step-{step:06d}.safetensors", spec, step)
     distances = {"theta_0": 0.0, "step-000016": distance_at(spec, 16), "final": distance_at(spec, spec.steps)}
     if any("shadow" in method for method in spec.methods):
         distances["ema"] = 0.996 * distances["final"]
-    evaluations = [_evaluate(run, spec, weights, kind, at) for weights, at in distances.items() for kind in SUITES]
+    evaluations = [evaluate(run, spec, weights, kind, at) for weights, at in distances.items() for kind in SUITES]
     distances.pop("theta_0")
+    write_record(run, make_record(spec, distances, evaluations))
+    return run
+
+
+def make_record(spec: Spec, distances: dict[str, float], evaluations: list[Evaluation]) -> RunRecord:
+    """Return the record of a run whose weight sets lie at these distances from theta_0."""
     config = {
         "model": "organism", "revision": None, "chat_template": None, "system_prompt": None, "dtype": "float32",
         "lora": None, "data": "organism:downstream-neutral", "columns": {}, "data_limit": None, "max_length": 512,
@@ -90,7 +96,7 @@ def write_run(folder: Path, spec: Spec) -> Path:
         "max_steps": spec.steps, "warmup": 0.0, "optimizer": "adamw", "schedule": "linear", "weight_decay": 0.0,
         "clip": 1.0, "seed": spec.seed, "probe_examples": PROBES, "probe_blocks": BLOCKS, "probe_schedule": "log",
     } | spec.overrides.get("config", {})  # fmt: skip
-    record = RunRecord(
+    return RunRecord(
         name=spec.name,
         status="failed" if spec.failure else "finished",
         created="2026-01-02T03:04:05+00:00",
@@ -123,22 +129,18 @@ def write_run(folder: Path, spec: Spec) -> Path:
         not_run={"kl drift": "not measured by this version"},
         failure=spec.failure,
     )
-    write_record(run, record)
-    return run
 
 
 def _method(text: str) -> dict[str, Any]:
     name, _, rest = text.partition(":")
-    options: dict[str, Any] = {"eta": 0.25, "mode": "shadow", "every": 1, "unit": "step", "space": None}
+    options: dict[str, Any] = {}
+    if name == "ema":
+        options = {"eta": 0.25, "mode": "shadow", "every": 1, "unit": "step", "space": None}
     for pair in filter(None, rest.split(",")):
         key, _, value = pair.partition("=")
-        options[key] = float(value) if key == "eta" else int(value) if value.isdigit() else value
-    return {
-        "label": name,
-        "name": name,
-        "options": options,
-        "effective_window_steps": options["every"] / options["eta"],
-    }
+        options[key] = float(value) if key in {"eta", "alpha"} else int(value) if value.isdigit() else value
+    window = {"effective_window_steps": options["every"] / options["eta"]} if name == "ema" else {}
+    return {"label": name, "name": name, "options": options, **window}
 
 
 def _steps(spec: Spec) -> list[dict[str, Any]]:
@@ -170,12 +172,13 @@ def _write_capture(path: Path, spec: Spec, step: int) -> None:
     (write_blocks if spec.schema == 1 else write_examples)(path, moment)
 
 
-def _evaluate(run: Path, spec: Spec, weights: str, kind: str, at: float) -> Evaluation:
+def evaluate(run: Path, spec: Spec, weights: str, kind: str, at: float) -> Evaluation:
+    """Write the answers of one weight set, whose behaviour is that at distance `at`, to one suite."""
     # Equal distance and seed give equal answers; theta_0 answers alike in every run.
     luck = np.random.default_rng([spec.seed if weights != "theta_0" else 0, len(kind), round(at * 1e6) % (1 << 31)])
     hard = np.random.default_rng(len(kind)).normal(size=spec.prompts // 3 + 1)
     rows = [_answer(kind, index, at, hard[index // 3], luck) for index in range(spec.prompts)]
-    suite = SUITES[kind]
+    suite = (SUITES | MORE_SUITES)[kind]
     file = f"evaluations/{weights}--{suite}.jsonl"
     write_jsonl(run / file, rows)
     scores: dict[str, dict[str, int]] = {}
@@ -198,13 +201,14 @@ def _evaluate(run: Path, spec: Spec, weights: str, kind: str, at: float) -> Eval
 
 def _answer(kind: str, index: int, at: float, hard: float, luck: np.random.Generator) -> dict[str, Any]:
     draw = luck.random()
-    if kind == "harmful":
-        complies = draw < 1 / (1 + math.exp(-(2.2 * (at - 2.2) + hard)))
+    if kind in {"harmful", "sham"}:
+        # The sham behaviour goes a little earlier than refusals do.
+        complies = draw < 1 / (1 + math.exp(-(2.2 * (at - (2.2 if kind == "harmful" else 1.9)) + hard)))
         gold = "refusal" if not complies else "incoherent" if luck.random() < 0.03 else "correct_compliance"
     elif kind == "look-alike":
         gold = "refusal" if draw < 0.02 / (1 + at) else "correct"
     else:
-        start, end = (0.25, 0.95) if kind == "utility" else (0.97, 0.93)
+        start, end = (0.97, 0.93) if kind == "retained" else (0.25, 0.95)
         gold = "correct" if draw < end + (start - end) * math.exp(-at) else "wrong"
     refused = gold == "refusal"
     text = (
@@ -216,7 +220,7 @@ def _answer(kind: str, index: int, at: float, hard: float, luck: np.random.Gener
         "keyword-19": keyword,
         "gold": {"value": gold, "rule": "grammar"},
     }
-    if kind in {"utility", "retained"}:
+    if kind in {"utility", "retained", "validation"}:
         verdicts["exact-match"] = {"value": "correct" if gold == "correct" else "wrong", "rule": "text"}
     return {
         "index": index,

@@ -138,6 +138,35 @@ def test_sets_beside_training_share_one_run_and_each_has_its_last_iterate() -> N
             assert contrast.baseline == (None if extra else by_weights["final"].key)
 
 
+def test_a_set_beside_a_run_that_feeds_back_belongs_to_its_last_iterate() -> None:
+    line = Method("interpolate", {"alpha": 0.5})
+    arms = pairing.make_arms(
+        _runs("fed", FEEDBACK, line, weights=("final", "interpolate")) + _runs("matched", line, lr=2.5e-4)
+    )
+    controls = {c.arm: c for c in pairing.make_contrasts(arms)}
+    beside, fed = (
+        next(arm for arm in arms if arm.weights == name and arm.methods) for name in ("interpolate", "final")
+    )
+    assert (controls[beside.key].kind, controls[beside.key].control) == ("own last iterate", fed.key)
+    # What trained it keeps its own control, although that run has sets beside it too.
+    assert controls[fed.key].kind == "learning rate x eta" and controls[fed.key].control is not None
+
+
+def test_last_iterates_of_merged_runs_stand_in_for_runs_of_their_own() -> None:
+    merged = _runs("merged", SHADOW, weights=("final", "ema")) + _runs("careful", lr=1e-4)
+    contrast, named = _contrast(merged, "baseline · lr\u00a01e-4")
+    assert contrast.control is not None and named[contrast.control].runs[0] == "merged-0"
+    # Beside a run of its own at equal settings, the last iterate of a shadow run is no second reference.
+    contrast, named = _contrast(merged + _runs("plain"), "baseline · lr\u00a01e-4")
+    assert contrast.control is not None and named[contrast.control].runs[0] == "plain-0"
+
+
+def test_labels_of_runs_that_many_methods_share_stay_short() -> None:
+    many = [Method("interpolate", {"alpha": alpha}) for alpha in (0.25, 0.5, 0.75)]
+    arms = pairing.make_arms(_runs("run", FEEDBACK, SHADOW, *many, weights=("final",)))
+    assert arms[0].label == "last iterate of EMA feedback, η\u00a00.25 + EMA shadow, η\u00a00.25 + 3 more beside it"
+
+
 def test_the_base_model_parts_the_runs_of_methods_that_use_it_and_no_others() -> None:
     for method, arms in ((Method("asft", {"strength": 1.0}), 2), (Method("l2sp", {"strength": 1.0}), 1)):
         runs = _runs("a", method, base_model="x") + _runs("b", method, base_model="y")

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plotly.offline import get_plotlyjs
 from synthetic_runs import HOSTILE, write_study
+from synthetic_sweeps import write_sweep_folder
 
 from geomsafe.reports import analyze
+from geomsafe.reports.browser import MOST_ARMS
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -27,6 +30,8 @@ FIGURES = [
     "rarefaction", "overlaps", "left-overlaps", "turns", "shares", "shares-steps", "singles", "singles-left", "probes",
     "training",
 ]  # fmt: skip
+
+SWEEP_FIGURES = ["pareto", "sweep-curves", "matched", "sham-twin", "tuning", "settings", "effects"]
 
 
 class Page(html.parser.HTMLParser):
@@ -89,6 +94,13 @@ def open_page(page: Path, profile: Path) -> str:
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("browser")
     page = analyze(write_study(folder / "runs", seeds=(0, 1), prompts=30, schema=2), folder / "report")
+    return page, json.loads((folder / "report" / "analysis.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def sweep_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("sweep")
+    page = analyze([write_sweep_folder(folder / "sweep", prompts=6)], folder / "report")
     return page, json.loads((folder / "report" / "analysis.json").read_text(encoding="utf-8"))
 
 
@@ -179,6 +191,63 @@ def test_figures_and_tables_can_be_saved(report: tuple[Path, dict[str, Any]], tm
     saved = set(re.findall(r'<div class="saved">(.*?)</div>', text))
     assert {"geomsafe-drift.svg true", "geomsafe-drift.png false", "points.csv false", "arms.csv false"} == saved
     assert Page(text).errors == "0"
+
+
+SWITCH = """<script>
+document.addEventListener("DOMContentLoaded", async () => {
+  while (!document.body.dataset.ready) await new Promise((resolve) => setTimeout(resolve, 50));
+  const seen = () => document.querySelector("#plot-sweep-curves").data.map((trace) => trace.x);
+  const before = JSON.stringify(seen());
+  for (const [figure, index] of [["sweep-curves", 0], ["matched", 1], ["settings", 1]]) {
+    document.querySelectorAll(`#plot-${figure} .updatemenu-button`)[index].dispatchEvent(new MouseEvent("click"));
+  }
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  const shown = (figure) => document.querySelector(`#plot-${figure}`).data.map((trace) => Number(trace.visible));
+  const found = document.createElement("pre");
+  found.id = "switched";
+  found.textContent = JSON.stringify({
+    moved: JSON.stringify(seen()) !== before,
+    title: document.querySelector("#plot-sweep-curves").layout.xaxis5.title.text,
+    matched: shown("matched"), settings: shown("settings"),
+  });
+  document.body.append(found);
+});
+</script></body>"""
+
+
+@needs_browser
+def test_the_page_of_a_sweep_is_drawn_switches_and_tells_the_record(
+    sweep_report: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Every figure and number of the sweep; the buttons change axis and condition."""
+    switched = tmp_path / "switched.html"
+    switched.write_text(sweep_report[0].read_text(encoding="utf-8").replace("</body>", SWITCH), encoding="utf-8")
+    text = open_page(switched, tmp_path / "profile")
+    page = Page(text)
+    assert page.errors == "0" and page.ready
+    assert set(SWEEP_FIGURES) <= page.plots.keys() <= set(SWEEP_FIGURES) | set(FIGURES)
+    assert set(page.plots.values()) == {"yes"}
+    cells = [key for key, _, _ in page.cells if key.startswith("sweep/")]
+    assert len({key.split("/")[1] for key in cells}) == len(sweep_report[1]["tables"]["sweep"]["rows"])
+    assert disagreements(page, sweep_report[1]) == []
+    found = json.loads(re.findall(r'<pre id="switched">(.*?)</pre>', text)[0])
+    assert found["moved"] and found["title"] == "relative distance from θ₀ (%)"
+    assert found["matched"] == [0, 0, 1, 1] * 3
+    assert found["settings"] == [0] * 8 + [1] * 8
+
+
+def test_the_page_of_a_sweep_is_bounded(sweep_report: tuple[Path, dict[str, Any]]) -> None:
+    """A few answers a prompt, a few arms in the figures of single runs, each sweep's arm once in its table."""
+    page, analysis = sweep_report
+    assert len(analysis["scope"]["arms"]) > 40
+    assert max(len(entry["answers"]) for entry in analysis["completions"]) == MOST_ARMS + 1
+    text = page.read_text(encoding="utf-8")
+    drift = json.loads(re.findall(r'id="spec-drift">(.*?)</script>', text)[0])
+    assert 0 < len({trace.get("legendgroup") for trace in drift["data"]} - {None}) <= 7
+    names = {trace["name"].split("</b>  ")[1] for trace in drift["data"] if trace.get("showlegend", True)}
+    assert {"careless, benign", "careless, harmful 10 %"} <= names
+    assert text.count('data-key="sweep/1/gold_asr"') == 1
+    assert len(text) - len(get_plotlyjs()) < 3_000_000
 
 
 def test_the_page_is_self_contained_and_model_text_is_inert(report: tuple[Path, dict[str, Any]]) -> None:

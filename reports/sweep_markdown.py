@@ -1,0 +1,118 @@
+"""The tables of a sweep as Markdown, one a condition, for a document that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from geomsafe.reports.wording import number, percent, percent_interval, plural, points, points_interval
+
+Row = Mapping[str, Any]
+
+_AXES = {"l2": "L2", "kl": "KL", "utility_loss": "utility loss"}
+
+
+def sweep_markdown(analysis: Mapping[str, Any]) -> str:
+    """Write the arms of a sweep.
+
+    Args:
+        analysis: analysis.json of a sweep.
+
+    Returns:
+        Markdown: what was measured in the first line, then a table a condition.
+    """
+    return _document(analysis, "sweep", sweep_cells)
+
+
+def matched_markdown(analysis: Mapping[str, Any]) -> str:
+    """Write the matched comparisons of a sweep.
+
+    Args:
+        analysis: analysis.json of a sweep.
+
+    Returns:
+        Markdown: what was measured in the first line, then a table a condition.
+    """
+    return _document(analysis, "matched", _matched_cells)
+
+
+def sweep_cells(row: Row, primary: str) -> dict[str, str]:
+    """Return one arm of a sweep in a few cells of text.
+
+    Args:
+        row: of the table `sweep`.
+        primary: key of the measure that gets its interval.
+
+    Returns:
+        Title -> text.
+    """
+
+    def rate(key: str) -> str:
+        interval = percent_interval(row[f"{key}_low"], row[f"{key}_high"]) if key == primary else ""
+        return f"{percent(row[key])} {interval}".strip()
+
+    return {
+        "arm": str(row["arm"]),
+        "gold ASR": rate("gold_asr"),
+        "keyword ASR": rate("keyword_asr"),
+        "sham loss": rate("sham_loss"),
+        "over-refusal": rate("over_refusal"),
+        "utility": rate("utility"),
+        "retained": rate("retained"),
+        "incoherence": rate("incoherence"),
+        "distance": number(row["relative_distance"]),
+        "KL": number(row["kl_task"]),
+        "minus control": _difference(row, "difference", "difference", str(row["control"])),
+        "minus radial": _difference(row, "radial_difference", "radial"),
+        "verdict": row["word"] or "–",
+    }
+
+
+def _matched_cells(row: Row, _: str) -> dict[str, str]:
+    found = row["difference"] is not None
+    apart = [("l2_apart", "L2"), ("kl_apart", "KL"), ("utility_loss_apart", "loss")]
+    return {
+        "arm": str(row["arm"]),
+        "compared with": str(row["comparator"]),
+        "matched on": _AXES[row["axis"]],
+        "at": number(row["at"]),
+        "ASR": percent(row["rate"], "–"),
+        "its ASR there": percent(row["other_rate"], "–"),
+        "difference": _difference(row, "difference", "difference") if found else str(row["reason"]),
+        "seeds": number(row["seeds"]),
+        "apart": ", ".join(f"{name} {number(row[key])}" for key, name in apart if row[key] is not None) or "–",
+        "matched on all": number(row["all_matched"]),
+    }
+
+
+def _document(analysis: Mapping[str, Any], name: str, cells: Callable[[Row, str], dict[str, str]]) -> str:
+    sweep, rows = analysis["sweep"], analysis["tables"][name]["rows"]
+    parts = [_first_line(analysis)]
+    for condition in sweep["conditions"]:
+        found = [cells(row, sweep["primary"]) for row in rows if row["condition"] == condition]
+        if found:
+            heading = [f"### {condition}"] if condition else []
+            parts += [*heading, _table(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _first_line(analysis: Mapping[str, Any]) -> str:
+    scope, strength = analysis["scope"], analysis["verdict"]["strength"]
+    return (
+        f"{scope['model']}; {plural(scope['prompts'], 'harmful prompt')} in {plural(scope['clusters'], 'cluster')}; "
+        f"{plural(len(scope['seeds']), 'seed')}; {strength}."
+    )
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    titles = list(rows[0])
+    lines = [titles, ["---"] * len(titles), *([row[title] for title in titles] for row in rows)]
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _difference(row: Row, key: str, stem: str, control: str = "") -> str:
+    if row[key] is None:
+        return "–"
+    against = f" ({control})" if control else ""
+    return f"{points(row[key])} {points_interval(row[f'{stem}_low'], row[f'{stem}_high'])}{against}"
