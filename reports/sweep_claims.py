@@ -83,7 +83,9 @@ def sweep_banners(
     """
     found = mixed_banners(mixed)
     methods = [one for one in contrasts if one.arm.places and not one.arm.is_plain]
-    alone = dict.fromkeys(one.arm.name for one in methods if one.control is None)
+    # What others are compared with is a control itself and needs none.
+    controlling = {name for names in sweep.record.controls.values() for name in names}
+    alone = dict.fromkeys(one.arm.name for one in methods if one.control is None and one.arm.name not in controlling)
     found += [f"No matched control for {name}: the plan of the sweep names none." for name in alone]
     unpaired = [shown_arm(sweep, one.arm) for one in methods if one.control and one.difference is None]
     found += [f"No matched control for {name}: no seed and prompt that both were scored on." for name in unpaired]

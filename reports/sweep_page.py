@@ -40,11 +40,11 @@ def sweep_figures(analysis: dict[str, Any]) -> list[Figure]:
         analysis: analysis.json of a sweep.
 
     Returns:
-        The figures, in the order of the page.
+        The figures, in the order of the page; the first stands above the sweep's table.
     """
     return [
-        pareto_figure(analysis),
         curves_figure(analysis),
+        pareto_figure(analysis),
         matched_figure(analysis),
         sham_figure(analysis),
         tuning_figure(analysis),
