@@ -197,7 +197,8 @@ class TrainConfig(Settings):
     @field_validator("probe_schedule", mode="before")
     @classmethod
     def _schedule_known(cls, value: Any) -> Any:
-        text = str(value)
+        # YAML reads an unquoted off as false.
+        text = "off" if value is False else str(value)
         if text not in {"log", "off"} and not (text.isdigit() and int(text) > 0):
             raise ValueError(f"'{text}' is not 'log', 'off' or a number of steps")
         return text

@@ -58,6 +58,12 @@ def test_values_out_of_range_name_setting_and_value(values: dict[str, object], s
         make_config(values)
 
 
+def test_an_unquoted_off_in_yaml_is_off(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("probe_schedule: off\n", encoding="utf-8")
+    assert make_config(load_config(path)).probe_schedule == "off"
+
+
 def test_yaml_reproduces_the_settings(tmp_path: Path) -> None:
     config = make_config({"method": "ema:eta=0.5,mode=feedback", "lora": {"rank": 4}, "out": "runs/x", "lr": 3e-4})
     path = tmp_path / "config.yaml"

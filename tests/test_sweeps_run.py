@@ -76,13 +76,17 @@ def test_a_shared_fine_tune_gives_every_arm_the_bits_of_its_own(tmp_path: Path) 
     assert not same_bits(weights_of(shared, "slow"), weights_of(shared, "ray"))
 
 
-def test_workers_ray_and_one_process_give_the_same_bits(tmp_path: Path) -> None:
+def test_workers_ray_and_one_process_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are relative, as a user writes them: workers begin in folders of their own."""
     pytest.importorskip("ray", reason="ray is not installed: pip install geomsafe[ray]")
-    spec = make_sweep(tiny_spec(tmp_path, {"a": {}, "b": {"lr": 1e-3}, "c": {"method": ["ema"]}}, seeds=[0, 1]))
+    values = tiny_spec(tmp_path, {"a": {}, "b": {"lr": 1e-3}, "c": {"method": ["ema"]}}, seeds=[0, 1])
+    values["base"] |= {key: os.path.relpath(values["base"][key], tmp_path) for key in ("model", "data")}
+    monkeypatch.chdir(tmp_path)
+    spec = make_sweep(values)
     results = [
-        sweep(spec, tmp_path / "one", workers=1, console=QUIET),
-        sweep(spec, tmp_path / "loky", workers=2, console=QUIET),
-        sweep(spec, tmp_path / "ray", workers=2, backend="ray", console=QUIET),
+        sweep(spec, Path("one"), workers=1, console=QUIET),
+        sweep(spec, Path("loky"), workers=2, console=QUIET),
+        sweep(spec, Path("ray"), workers=2, backend="ray", console=QUIET),
     ]
     for result in results:
         assert not result.failed and all(one.ran for one in result.outcomes)
@@ -182,14 +186,14 @@ def test_a_run_whose_worker_is_killed_twice_is_a_failure_and_the_others_go_on(tm
 DEADLY = 0.123
 
 
-def deadly(folder: str, settings: dict[str, Any], retry_failed: bool) -> Outcome:
+def deadly(folder: str, settings: dict[str, Any], retry_failed: bool, here: str) -> Outcome:
     """Stand in for `run_one`, killed once the run has begun where the learning rate says so."""
     if settings["lr"] == DEADLY:
         config = make_config(settings | {"out": folder})
         if not Path(folder).exists():
             create_run(Path(folder), config, torch.device("cpu"))
         os.kill(os.getpid(), signal.SIGKILL)
-    return run_one(folder, settings, retry_failed)
+    return run_one(folder, settings, retry_failed, here)
 
 
 def test_progress_is_read_from_the_records(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def run_all(
     backend: Backend = "loky",
     address: str | None = None,
     retry_failed: bool = False,
-    work: Callable[[str, dict[str, Any], bool], Outcome] | None = None,
+    work: Callable[[str, dict[str, Any], bool, str], Outcome] | None = None,
 ) -> list[Outcome]:
     """Run what is not finished.
 
@@ -74,13 +75,17 @@ def run_all(
     Raises:
         BrokenProcessPool: workers cannot be kept alive, and no run was under way that could be the cause.
     """
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {run: known for run in runs if (known := _known(folder / run, retry_failed)) is not None}
     deaths: dict[str, int] = {}
     job = delayed(work if work is not None else run_one)
     while len(outcomes) < len(runs):
         left = {run: config for run, config in runs.items() if run not in outcomes}
-        jobs = [job(str(folder / run), config.model_dump(mode="json"), retry_failed) for run, config in left.items()]
+        jobs = [
+            job(str(folder / run), config.model_dump(mode="json"), retry_failed, os.getcwd())
+            for run, config in left.items()
+        ]
         try:
             with _backend(backend, address, workers):
                 outcomes |= {one.run: one for one in Parallel(n_jobs=workers, batch_size=1)(jobs)}
@@ -101,13 +106,14 @@ def run_all(
     return [outcomes[run] for run in runs]
 
 
-def run_one(folder: str, settings: dict[str, Any], retry_failed: bool) -> Outcome:
+def run_one(folder: str, settings: dict[str, Any], retry_failed: bool, here: str) -> Outcome:
     """Bring one run to its end, in a worker.
 
     Args:
         folder: the run directory.
         settings: of the run, as JSON.
         retry_failed: whether a failed run is run again.
+        here: the folder that relative paths in the settings start from; a worker of a cluster begins elsewhere.
 
     Returns:
         How it ended.
@@ -118,7 +124,8 @@ def run_one(folder: str, settings: dict[str, Any], retry_failed: bool) -> Outcom
         if known is not None:
             return known
         try:
-            _train(run, settings, resume=(run / "run.json").exists())
+            with contextlib.chdir(here):
+                _train(run, settings, resume=(run / "run.json").exists())
         except Exception as error:
             # The sweep goes on: the cause is in the run's record and in the list of failed runs.
             return Outcome(run.name, FAILED, str(error) if isinstance(error, GeomsafeError) else repr(error), True)

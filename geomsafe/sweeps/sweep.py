@@ -71,7 +71,7 @@ def sweep(
 
     Raises:
         ConfigError: the settings of an arm are not valid, or workers or address make no sense.
-        RecordError: `out` holds another sweep.
+        KeyboardInterrupt: Ctrl-C; runs that were under way can be resumed.
     """  # noqa: DOC502
     if workers < 1:
         raise ConfigError(f"--workers {workers}: at least one run at a time")
@@ -80,10 +80,14 @@ def sweep(
     shown = console if console is not None else Console(stderr=True)
     plan = plan_sweep(spec, workers)
     _write_plan(plan, out, shown)
-    with watched(out / RUNS, plan.runs, shown):
-        outcomes = run_all(
-            plan.runs, out / RUNS, workers=workers, backend=backend, address=address, retry_failed=retry_failed
-        )
+    try:
+        with watched(out / RUNS, plan.runs, shown):
+            outcomes = run_all(
+                plan.runs, out / RUNS, workers=workers, backend=backend, address=address, retry_failed=retry_failed
+            )
+    except KeyboardInterrupt:
+        shown.print(f"stopped; the same command goes on with what is left of '{out}'")
+        raise
     return Result(out, plan, outcomes)
 
 

@@ -39,7 +39,7 @@ ORGANISM_SAFETY = "organism:probe-safety"
 ORGANISM_UTILITY = "organism:probe-utility"
 ORGANISM_SHAM = "organism:probe-sham"
 ORGANISM_BENIGN = ("organism:sham-look-alike", "organism:downstream-neutral-validation")
-"""Benign prompts that nothing is trained or scored on by default, most of them as long as the harmful ones."""
+"""Benign prompts that nothing is trained on and nothing claimed of, most of them as long as the harmful ones."""
 
 BENIGN_POOL = 2
 """Benign prompts to choose the anchor from, for each example of a probe set."""
