@@ -17,6 +17,7 @@ from runs import QUIET, tiny_run
 from safetensors.torch import load_file
 
 import geomsafe
+from geomsafe.cli import main
 from geomsafe.config import make_config
 from geomsafe.errors import ConfigError, TrainingError
 from geomsafe.records import read_record, read_sweep
@@ -224,3 +225,19 @@ def test_the_same_from_python(tmp_path: Path) -> None:
     broken = tiny_spec(tmp_path, {"a": {"data": str(tmp_path / "missing.jsonl")}})
     with pytest.raises(TrainingError, match=r"1 of 1 runs failed, first .*missing\.jsonl"):
         geomsafe.sweep(broken, tmp_path / "broken")
+
+
+def test_the_command_lists_failures_reports_what_it_has_and_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny_spec(tmp_path, {"good": {}, "bad": {"data": str(tmp_path / "missing.jsonl")}}, reference="good")
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["geomsafe", "sweep", "design.yaml", "--out", "sweep"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capfd.readouterr()
+    assert stop.value.code == 1
+    assert "1 of 2 runs finished" in said.out and "report: sweep/report/report.html" in said.out
+    assert "missing.jsonl" in said.err and "--retry-failed" in said.err
+    assert (tmp_path / "sweep" / "report" / "tables" / "sweep.md").exists()
