@@ -44,9 +44,10 @@ def read_sources(paths: Sequence[Path]) -> Sources:
         RecordError: no finished run, a broken one, or two sweeps.
     """
     sweep, folders = _expand(paths)
+    planned = {(sweep.folder / point.run).resolve() for point in sweep.record.points} if sweep else set()
     runs, left_out = [], []
     for path in folders:
-        if sweep and path.is_relative_to(sweep.folder) and not (path / "run.json").exists():
+        if path in planned and not (path / "run.json").exists():
             cause = "not begun, there is no run.json: continue the sweep"
             left_out.append({"run": path.name, "path": shown_path(path), "status": "missing", "cause": cause})
             continue

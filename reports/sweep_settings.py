@@ -32,7 +32,7 @@ class _Point(NamedTuple):
 
 
 def effect_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """Return one row a setting and level: among plain baselines, or among all points of a sweep without a reference."""
+    """Return one row a setting and level: among plain baselines, or all points of a plan without reference or them."""
     rows = []
     points = _points(sweep)
     for setting in _tuned(sweep, points):
@@ -123,11 +123,9 @@ def _loss(arm: SweepArm) -> float | None:
 
 
 def _points(sweep: Sweep) -> list[_Point]:
-    named = sweep.record.reference is not None
+    plain = [arm for arm in sweep.arms if arm.is_plain and arm.places]
     points = []
-    for arm in sweep.arms:
-        if named and not arm.is_plain:
-            continue
+    for arm in plain if plain and sweep.record.reference is not None else sweep.arms:
         asr, utility = arm.outcomes(sweep.primary), arm.outcomes(MEASURES["utility"])
         for seed, place in arm.places.items():
             if seed in asr:

@@ -482,3 +482,22 @@ def test_answers_are_read_without_their_text(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows[0]) + '\n{"id": "b"}\n', encoding="utf-8")
     with pytest.raises(RecordError, match="line 2 is no judged answer"):
         read_answers(path)
+
+
+def test_without_a_reference_the_effects_are_over_all_points(
+    sweep: tuple[Path, dict[str, Any], Path], tmp_path: Path
+) -> None:
+    analysis = _changed(sweep[0], tmp_path, reference=None, controls={})
+    rows = analysis["tables"]["effects"]["rows"]
+    assert {row["setting"] for row in rows} == {"lr", "batch_size", "accumulation", "method", "condition"}
+    assert sum(row["n"] for row in rows if row["setting"] == "method") == 72 - 2
+    assert {row["level"] for row in rows if row["setting"] == "method"} >= {"none", '["ema:eta=0.5,mode=feedback"]'}
+    assert "no arm was paired with a control, so no effect is claimed" in analysis["verdict"]["sentence"]
+    assert all(row["word"] is row["baseline_difference"] is None for row in analysis["tables"]["sweep"]["rows"])
+
+
+def test_a_mistyped_run_in_the_folder_of_a_sweep_is_no_missing_run(
+    sweep: tuple[Path, dict[str, Any], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RecordError, match="mistyped' is not a run directory"):
+        collect([sweep[0], sweep[0] / "runs" / "mistyped"], tmp_path / "report")
