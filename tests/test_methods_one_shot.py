@@ -207,7 +207,7 @@ def test_on_the_organism_it_is_saved_scored_and_paired(tmp_path: Path) -> None:
     assert patched.step == 3 and patched.distance != final.distance
     assert record.data["anchor of one-shot"]["used"] == 1
     scored = {(item.weights, item.kind) for item in record.evaluations}
-    kinds = ("harmful", "look-alike", "utility", "retained")
+    kinds = ("harmful", "look-alike", "utility", "validation", "retained", "sham")
     assert scored == {(name, kind) for name in ("theta_0", "final", "one-shot") for kind in kinds}
     arms = {arm.weights: arm for arm in pairing.make_arms([read_run(run).paired("run")])}
     (contrast,) = (found for found in pairing.make_contrasts([*arms.values()]) if found.arm == arms["one-shot"].key)

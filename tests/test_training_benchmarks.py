@@ -73,8 +73,10 @@ def test_a_saved_folder_is_aligned_then_tuned_on_alpaca_and_probed_with_advbench
     )
     record = read_record(run)
     assert record.status == "finished" and record.steps == 20
-    # Only the organism has a sham behaviour, and a data set cut this short has no benign rows to spare.
-    assert set(record.not_run) == {"sham probes", "benign anchor"}
+    # Only the organism has a sham behaviour, a data set cut this short has no benign rows to spare, and no utility
+    # prompts were named.
+    assert set(record.not_run) == {"sham probes", "benign anchor", "KL on the task"}
+    assert record.drift["theta_0"].kl_harmful == 0.0 and (record.drift["final"].kl_harmful or 0.0) > 0
     check = record.provenance["checks"]["gradients"]
     assert check["relative_error"] <= check["tolerance"]
     assert record.data["safety_probe"]["used"] == 16

@@ -130,6 +130,6 @@ def test_the_identity_shift_trains_the_organism_and_is_scored(tmp_path: Path) ->
     assert record.data["train"]["source"] == "organism:identity-shift" and record.data["train"]["used"] == 50
     assert record.steps == 50
     found = {(item.weights, item.kind): item.scores["gold"] for item in record.evaluations}
-    assert {kind for _, kind in found} == {"harmful", "look-alike", "retained"}
+    assert {kind for _, kind in found} == {"harmful", "look-alike", "retained", "sham"}
     assert found["theta_0", "harmful"]["correct_compliance"] == 0
     assert found["final", "harmful"]["correct_compliance"] >= 20
