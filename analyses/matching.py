@@ -39,11 +39,11 @@ def read_curve(
         rows: (checkpoints, columns) numbers at each checkpoint.
 
     Returns:
-        (columns,) the row at `x`; None outside the support or below two places: not comparable.
+        (columns,) the row at `x`; None outside the support: not comparable. One place is its own support.
     """
     at = np.asarray(places, dtype=np.float64)
     support = np.unique(at)
-    if len(support) < 2 or not support[0] <= x <= support[-1]:
+    if not len(support) or not support[0] <= x <= support[-1]:
         return None
     values = np.asarray(rows, dtype=np.float64)  # (checkpoints, columns)
     right = min(int(np.searchsorted(support, x, side="left")), len(support) - 1)

@@ -89,7 +89,7 @@ def _match(sweep: Sweep, arm: SweepArm, comparator: str, axis: str, seed: int) -
     x = support_place(axis, at, places)
     read = read_curve(x, places, [[one[prompt] for prompt in prompts] for one in hits]) if x is not None else None
     if x is None or read is None:
-        return "no common support"
+        return "no common support" if len(sets) > 1 else f"'{comparator}' is a point that lies elsewhere"
     theirs = [Outcome(prompt, ours[prompt].cluster, float(hit)) for prompt, hit in zip(prompts, read, strict=True)]
     return Match(at, [ours[prompt] for prompt in prompts], theirs, _others(place, run, names, places, axis, x))
 
@@ -105,7 +105,8 @@ def _curve(sweep: Sweep, arm: SweepArm, comparator: str, seed: int) -> tuple[Run
     if other is None or seed not in other.places:
         return f"'{comparator}' has no finished run of this seed"
     rival = other.places[seed]
-    return (rival.run, path_sets(rival.run)) if rival.weights == "final" else f"'{comparator}' is a point and no curve"
+    # A set made beside a run has no path of its own: it is a point, matched where it lies close enough.
+    return rival.run, path_sets(rival.run) if rival.weights == "final" else [rival.weights]
 
 
 def _others(

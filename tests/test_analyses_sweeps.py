@@ -117,7 +117,9 @@ def test_a_curve_is_read_on_its_support_and_as_the_curve_of_rates_is() -> None:
         assert row is not None
         assert row[0] == pytest.approx(curve_at(x, places, [values[0] for values in rows]), abs=1e-15)
     assert read_curve(4.1, places, rows) is None and read_curve(-0.1, places, rows) is None
-    assert read_curve(1.0, [1.0], [[0.5]]) is None and read_curve(1.0, [1.0, 1.0], [[0.5], [0.7]]) is None
+    assert read_curve(1.1, [1.0], [[0.5]]) is None and read_curve(1.0, [], []) is None
+    lone = read_curve(1.0, [1.0, 1.0], [[0.5], [0.7]])
+    assert lone is not None and lone[0] == pytest.approx(0.6)
     averaged = read_curve(1.0, [0.0, 1.0, 1.0], [[0.0], [0.4], [0.6]])
     assert averaged is not None and averaged[0] == pytest.approx(0.5)
 

@@ -239,6 +239,17 @@ def test_only_what_lies_together_on_every_axis_is_matched_on_all(sweep: tuple[Pa
     assert not _rows(sweep[1], "matched", arm=REFERENCE), "the reference has no comparator but its own line's end"
 
 
+def test_a_point_is_compared_with_a_point_that_lies_beside_it(
+    sweep: tuple[Path, dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """The same weight set under two names: matched on every axis, no difference; under another's name: elsewhere."""
+    record = read_sweep(sweep[0])
+    twin = [point.model_copy(update={"arm": "twin"}) for point in record.points if point.arm == "ema-shadow"]
+    analysis = _changed(sweep[0], tmp_path, points=[*record.points, *twin], controls={"twin": ["ema-shadow"]})
+    rows = _rows(analysis, "matched", arm="twin", comparator="ema-shadow")
+    assert len(rows) == 6 and all(row["all_matched"] and row["difference"] == 0.0 for row in rows)
+
+
 def _changed(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
     record = read_sweep(folder)
     write_sweep(folder, record.model_copy(update=changes))
@@ -255,7 +266,7 @@ def test_what_cannot_be_matched_says_why(sweep: tuple[Path, dict[str, Any], Path
     assert far["reason"] == "not comparable: no common support"
     assert far["difference"] is far["other_rate"] is None and far["seeds"] == 0
     point = _row(analysis, "matched", arm="wise-ft", condition=BENIGN, comparator="ema-shadow", axis="kl")
-    assert point["reason"] == "not comparable: 'ema-shadow' is a point and no curve"
+    assert point["reason"] == "not comparable: 'ema-shadow' is a point that lies elsewhere"
     banners = " ".join(analysis["banners"])
     assert f"Empty common support: the control's curve does not reach the distance of ema-shadow ({BENIGN})" in banners
     assert "No matched control for ema-feedback: the plan of the sweep names none." in banners
