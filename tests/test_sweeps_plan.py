@@ -73,13 +73,14 @@ def test_arms_that_leave_training_alone_share_one_fine_tune() -> None:
             "fast-ray": {"method": ["ema:eta=0.25", "shrink:to=ema"]},
             "half": {"method": ["interpolate:alpha=0.5"]},
             "patched": {"method": ["one-shot:epochs=2"]},
-            "earlier": {"weights": "step-000004", "save_weights_at": []},
+            "earlier": {"weights": "step-000004"},
             "fed-back": {"method": ["ema:eta=0.25,mode=feedback"]},
             "projected": {"method": ["spf:rank=4"]},
             "projected-shadow": {"method": ["spf:rank=4", "ema:eta=0.5"]},
             "faster": {"lr": 1e-3},
         },
         beside=["interpolate:alpha=0.2", "interpolate:alpha=0.5"],
+        base={"save_weights_at": [4]},
     )
     places = points_of(plan)
     assert len(plan.runs) == 4
@@ -105,6 +106,39 @@ def test_arms_that_leave_training_alone_share_one_fine_tune() -> None:
         assert {"interpolate:alpha=0.2", "interpolate:alpha=0.5"} <= set(config.method)
 
 
+def test_references_follow_the_method_of_their_own_list() -> None:
+    """Also where they stand before it, and where another arm's of the same name was there first."""
+    plan = plan_of(
+        arms={
+            "other": {"method": ["ema:eta=0.5"]},
+            "forward": {"method": ["shrink:to=ema", "ema:eta=0.05"], "weights": "shrink"},
+            "chain": {"method": ["random:to=shrink", "shrink:to=ema", "ema:eta=0.2"], "weights": "random"},
+            "fed-back": {"method": ["ema:eta=0.5,mode=feedback,every=3"]},
+        },
+        beside=["ema:eta=0.01", "shrink:to=ema"],
+    )
+    places = points_of(plan)
+    methods = plan.runs[places["other"][0].rpartition("/")[2]].method
+    text = {method.label: spec for method, spec in zip(make_methods(methods), methods, strict=True)}
+
+    def behind(label: str) -> str:
+        return text[text[label].rpartition("to=")[2]]
+
+    assert behind(places["forward"][1]) == "ema:eta=0.05"
+    assert behind(text[places["chain"][1]].rpartition("to=")[2]) == "ema:eta=0.2"
+    for run, config in plan.runs.items():
+        methods = config.method
+        text = {method.label: spec for method, spec in zip(make_methods(methods), methods, strict=True)}
+        assert any(spec.startswith("shrink") and behind(label) == "ema:eta=0.01" for label, spec in text.items()), run
+
+
+def test_repeated_draws_are_one_arm_and_near_values_are_two() -> None:
+    drawn = plan_of(random={"schedule": {"choices": ["linear", "cosine"]}}, budget=9)
+    assert {point.arm for point in drawn.record.points} == {"schedule=linear", "schedule=cosine"}
+    near = plan_of(grid={"lr": [1.00001e-4, 1.00002e-4, 0.1]})
+    assert [point.arm for point in near.record.points] == ["lr=0.000100001", "lr=0.000100002", "lr=0.1"]
+
+
 def test_a_method_that_acts_after_one_that_looks_on_keeps_its_own_run() -> None:
     """The order of methods is the order in which they see the weights: a shadow taken before l2sp pulls is another."""
     plan = plan_of(
@@ -126,7 +160,9 @@ def test_lookahead_means_its_slow_weights() -> None:
     assert {arm: weights for arm, (_, weights) in points_of(plan).items()} == {"k": "ema", "one": "final"}
 
 
-def test_an_address_follows_what_decides_a_run_and_nothing_else(tmp_path: Path) -> None:
+def test_an_address_follows_what_decides_a_run_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_run(tmp_path)
     address = run_address(config, "cpu")
     same = [{"out": tmp_path / "elsewhere"}, {"report_to": ["wandb"]}, {"save_every": 2}]
@@ -136,6 +172,18 @@ def test_an_address_follows_what_decides_a_run_and_nothing_else(tmp_path: Path) 
     assert len(changed) == len(other) and address not in changed
     assert run_address(config, "cuda") != address
     data = Path(config.data)
+    monkeypatch.chdir(tmp_path)
+    for name in (data.name, f"./{data.name}"):
+        assert run_address(config.model_copy(update={"data": name}), "cpu") == address, "the same file by another name"
+    for named in (
+        {"eval_prompts": ["harmful= extra.jsonl"]},
+        {"safety_data": "extra.jsonl:unsafe"},
+        {"method": ["spf:anchor=extra.jsonl"]},
+    ):
+        (tmp_path / "extra.jsonl").write_text("one\n", encoding="utf-8")
+        first = run_address(config.model_copy(update=named), "cpu")
+        (tmp_path / "extra.jsonl").write_text("two\n", encoding="utf-8")
+        assert run_address(config.model_copy(update=named), "cpu") != first, named
     before = data.read_text(encoding="utf-8")
     data.write_text(before + before.splitlines()[0] + "\n", encoding="utf-8")
     assert run_address(config, "cpu") != address, "the file's name is the same, its content is not"
@@ -203,7 +251,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"arms": {"a": {}}, "seeds": [1, 1]}, "repeat one"),
     ({"arms": {"a": {"lr": -1}}}, "arm 'a': setting 'lr' = -1"),
     ({"arms": {"a": {"method": ["emma"]}}}, "arm 'a': unknown method 'emma': did you mean 'ema'"),
-    ({"arms": {"a": {"method": ["ema"], "weights": "swa"}}}, "no weight set 'swa': it has final, ema"),
+    ({"arms": {"a": {"method": ["ema"], "weights": "swa"}}}, "no weight set 'swa': choose one of final, ema"),
+    ({"arms": {"a": {"weights": "step-50", "save_weights_at": [50]}}}, "choose one of final, step-000050"),
+    (
+        {"arms": {"a": {"method": ["spf"], "weights": "spf"}}},
+        "arm 'a': it has no weight set 'spf': choose one of final",
+    ),
+    ({"arms": {"a": {"method": ["ema:mode=feedback"], "weights": "ema"}}}, "no weight set 'ema': choose one of final"),
+    ({"arms": {"a": {"method": ["shrink:to=ema"]}, "b": {"method": ["ema"]}}}, "no weight set 'ema' beside it"),
+    ({"arms": {"a": {}}, "beside": ["shrink:to=ema"]}, "no weight set 'ema' beside it: choose one of final"),
+    ({"arms": {"a": 0.1}}, "arms.a"),
+    ({"arms": {"a": "ema"}}, "arms.a"),
+    ({"grid": {"lr": []}}, "grid.lr"),
     ({"arms": {"a": {}}, "beside": ["spf"]}, "'beside' holds 'spf', which acts on training"),
     ({"arms": {"lr=0.1": {}}, "grid": {"lr": [0.1]}}, "two arms named 'lr=0.1'"),
 ]

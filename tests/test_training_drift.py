@@ -115,6 +115,17 @@ def test_sampled_answers_end_with_their_end_token() -> None:
         assert len(answer) == 30 or answer[-1] in stops
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_sampled_answers_stay_inside_the_models_context(arch: str) -> None:
+    """A table of positions ends there; beyond it a learned position does not exist."""
+    size = {"n_positions": 24} if arch == "gpt2" else {"max_position_embeddings": 24}
+    model, tokenizer = tiny_model(arch, **size), tiny_tokenizer()
+    prompts = [[7] * 20, [8] * 3, [9] * 23]
+    answers = sample_answers(model, tokenizer, prompts, 32, 2, seed=0)
+    assert [len(answer) <= room for answer, room in zip(answers, (4, 4, 1), strict=True)] == [True] * 3
+    assert all(answers)
+
+
 def test_a_run_records_the_drift_of_every_weight_set(tmp_path: Path) -> None:
     config = tiny_run(
         tmp_path,

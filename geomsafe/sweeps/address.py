@@ -1,7 +1,8 @@
 """The name of a run by its content: equal whatever decides its numbers, different where any of it differs.
 
-What decides: the settings (threads among them: one and two threads round differently), the kind of device, this
-version of geomsafe, and the content of every local file or folder that a setting names. What does not: where the run
+What decides: the settings (threads among them: one and two threads round differently), the kind of device, and this
+version of geomsafe. A local file or folder that a setting or a method's option names counts by its content, not by
+its name. What does not: where the run
 lies, what it reports to, and how often it saves a checkpoint.
 """
 
@@ -15,8 +16,9 @@ from typing import Any
 
 from geomsafe import __version__
 from geomsafe.config import TrainConfig
-
-NOT_DECISIVE = ("out", "report_to", "save_every")
+from geomsafe.data.sources import parse_source
+from geomsafe.evaluation.suites import parse_suite
+from geomsafe.training.record import NOT_DECISIVE
 
 _LENGTH = 16
 _PATHS = ("model", "base_model", "chat_template", "data", "harmful_data", "safety_data", "utility_data")
@@ -33,14 +35,27 @@ def run_address(config: TrainConfig, device: str) -> str:
         16 hexadecimal digits.
     """
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_DECISIVE}
-    sources = [*(settings[key] for key in _PATHS), *(text.partition("=")[2] or text for text in config.eval_prompts)]
-    content = {source: _content(source) for source in sources if source and Path(source).exists()}
-    decisive = {"settings": settings, "device": device, "content": content, "geomsafe": __version__}
+    for key in _PATHS:
+        settings[key] = _meant(settings[key])
+    settings["eval_prompts"] = [[kind, _meant(source)] for kind, source in map(parse_suite, config.eval_prompts)]
+    settings["method"] = [
+        [method.name, sorted((key, _meant(value)) for key, value in method.options.items())]
+        for method in config.methods
+    ]
+    decisive = {"settings": settings, "device": device, "geomsafe": __version__}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode("utf-8")).hexdigest()[:_LENGTH]
 
 
-def _content(source: str) -> str:
-    path = Path(source)
+def _meant(value: Any) -> Any:
+    """Return a setting; where it names a local file or folder, the content instead, and a label behind it."""  # noqa: DOC201
+    if not isinstance(value, str) or not value:
+        return value
+    source = parse_source(value)
+    path = Path(source.name).expanduser()
+    return ["content", _content(path), source.label] if path.exists() else value
+
+
+def _content(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     facts: list[Any] = [
         (str(file.relative_to(path)), _file_sha256(file, file.stat().st_mtime_ns, file.stat().st_size))

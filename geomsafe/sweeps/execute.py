@@ -32,11 +32,7 @@ Backend = Literal["loky", "ray"]
 FAILED = "failed"
 DONE = "finished"
 
-MOST_DEATHS = 2
-"""Workers that may die under a run before it counts as failed: one may have been the victim of another's memory."""
-
-
-KILLED = f"its worker process was killed {MOST_DEATHS} times, often for want of memory: use fewer --workers"
+KILLED = "its worker process was killed, alone too, often for want of memory: give it more, or a smaller batch"
 
 
 class Outcome(NamedTuple):
@@ -74,36 +70,50 @@ def run_all(
 
     Raises:
         BrokenProcessPool: workers cannot be kept alive, and no run was under way that could be the cause.
-    """
+    """  # noqa: DOC502
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {run: known for run in runs if (known := _known(folder / run, retry_failed)) is not None}
-    deaths: dict[str, int] = {}
     job = delayed(work if work is not None else run_one)
-    while len(outcomes) < len(runs):
-        left = {run: config for run, config in runs.items() if run not in outcomes}
-        jobs = [
-            job(str(folder / run), config.model_dump(mode="json"), retry_failed, os.getcwd())
-            for run, config in left.items()
-        ]
-        try:
-            with _backend(backend, address, workers):
-                outcomes |= {one.run: one for one in Parallel(n_jobs=workers, batch_size=1)(jobs)}
-        except BrokenProcessPool:
-            # A worker died, most often for memory, and took the pool with it. Who it was is not said: a run that
-            # was under way twice when that happened is given up.
-            ended = {
-                run: known._replace(ran=True) for run in left if (known := _known(folder / run, False)) is not None
-            }
-            under_way = [run for run in left if run_status(folder / run)[0] == "started"]
-            if not ended and not under_way:
-                raise
-            for run in under_way:
-                deaths[run] = deaths.get(run, 0) + 1
-                if deaths[run] >= MOST_DEATHS:
-                    ended[run] = Outcome(run, FAILED, KILLED, True)
-            outcomes |= ended
+    left = {
+        run: job(str(folder / run), config.model_dump(mode="json"), retry_failed, os.getcwd())
+        for run, config in runs.items()
+        if run not in outcomes
+    }
+    with _backend(backend, address, workers):
+        while left:
+            try:
+                ended = Parallel(n_jobs=workers, batch_size=1)(left.values())
+            except BrokenProcessPool as error:
+                ended = _after_a_death(folder, left, error)
+            outcomes |= {one.run: one for one in ended}
+            left = {run: call for run, call in left.items() if run not in outcomes}
     return [outcomes[run] for run in runs]
+
+
+def _after_a_death(folder: Path, left: Mapping[str, Any], error: BrokenProcessPool) -> list[Outcome]:
+    """Find out what has ended, and which run it was: a worker died and took the pool with it.
+
+    Which one is not said. So those that were under way are run again, one at a time: the one that kills its worker
+    alone is a failure, and the others have lost nothing but time.
+
+    Returns:
+        Outcomes, at least one.
+
+    Raises:
+        BrokenProcessPool: workers die before they have begun anything.
+    """  # noqa: DOC501 - the error itself is raised
+    ended = [known._replace(ran=True) for run in left if (known := _known(folder / run, False)) is not None]
+    suspects = [run for run in left if run_status(folder / run)[0] == "started"]
+    if not ended and not suspects:
+        raise error
+    for run in suspects:
+        try:
+            # Two workers, as one would be this process.
+            ended += Parallel(n_jobs=2, batch_size=1)([left[run]])
+        except BrokenProcessPool:
+            ended.append(Outcome(run, FAILED, KILLED, True))
+    return ended
 
 
 def run_one(folder: str, settings: dict[str, Any], retry_failed: bool, here: str) -> Outcome:

@@ -10,6 +10,7 @@ the order in which they see the weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,11 +91,17 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
         for condition, conditions in (spec.conditions or {"": {}}).items():
             for seed in spec.seeds:
                 settings = {**conditions, **arm.settings}
-                config = _config(spec, name, merged(spec.base, conditions, arm.settings, {"seed": seed}), threads)
-                training, weights = _place(trainings, config, arm)
+                try:
+                    layers = merged(spec.base, conditions, arm.settings, {"seed": seed})
+                    training, weights = _place(trainings, _config(layers, threads), arm)
+                except ConfigError as error:
+                    raise ConfigError(f"sweep '{spec.name}', arm '{name}': {error}") from None
                 wanted.append(_Wanted(name, condition, seed, settings, training, weights))
         families[name] = arm.family or _family(arm, spec.base)
-    _add_beside(spec, trainings.values())
+    try:
+        _add_beside(spec, trainings.values())
+    except ConfigError as error:
+        raise ConfigError(f"sweep '{spec.name}': {error}") from None
     runs = {key: training.config.model_copy(update={"method": training.methods}) for key, training in trainings.items()}
     addresses = {key: run_address(config, device) for key, config in runs.items()}
     points = [
@@ -121,12 +128,8 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
     return Plan(record, {addresses[key]: config for key, config in runs.items()})
 
 
-def _config(spec: SweepSpec, name: str, settings: dict[str, Any], threads: int) -> TrainConfig:
-    try:
-        config = make_config(settings)
-        make_methods(config.methods)
-    except ConfigError as error:
-        raise ConfigError(f"sweep '{spec.name}', arm '{name}': {error}") from None
+def _config(settings: dict[str, Any], threads: int) -> TrainConfig:
+    config = make_config(settings)
     return config if config.threads is not None else config.model_copy(update={"threads": threads})
 
 
@@ -135,44 +138,68 @@ def _place(trainings: dict[str, _Training], config: TrainConfig, arm: Arm) -> tu
 
     Returns:
         Key of the fine-tune and the arm's weight set in it.
-    """  # noqa: DOC501
-    methods = make_methods(config.methods)
+    """
     specs = [str(spec) for spec in config.methods]
-    meant = arm.weights or _offered(methods, config)
+    methods = make_methods(specs)
+    meant = _meant(methods, config, arm)
     acting = [not method.stands_beside for method in methods] if specs else []
     plain = config.model_copy(update={"method": []})
     if any(acting[place] for place in range(len(acting)) if not all(acting[: place + 1])):
         # A method that acts comes after one that looks on.
         key = f"{plain.model_dump_json()} {specs} alone"
-        trainings.setdefault(key, _Training(config, tuple(specs)))
+        trainings.setdefault(key, _Training(plain, tuple(specs)))
         return key, meant
     kept = tuple(spec for spec, acts in zip(specs, acting, strict=True) if acts)
     key = f"{plain.model_dump_json()} {kept}"
     training = trainings.setdefault(key, _Training(plain, kept))
-    own = {method.label: method for method in methods}
-    renamed: dict[str, str] = {}
-    for method, spec, acts in zip(methods, specs, acting, strict=False):
-        renamed[method.label] = method.label if acts else _added(training, spec, renamed)
-    if meant not in {_LAST, *own} and not meant.startswith("step-"):
-        raise ConfigError(f"arm has no weight set '{meant}': it has {', '.join([_LAST, *own])}")
+    renamed = _carried(training, methods, specs)
     return key, renamed.get(meant, meant)
 
 
 def _add_beside(spec: SweepSpec, trainings: Iterable[_Training]) -> None:
     """Give every fine-tune the methods that the sweep wants in all of them."""  # noqa: DOC501
-    for method, text in zip(make_methods(spec.beside), spec.beside, strict=False):
+    methods = make_methods(spec.beside)
+    for method, text in zip(methods, spec.beside, strict=False):
         if not method.stands_beside:
-            raise ConfigError(f"sweep '{spec.name}': 'beside' holds '{text}', which acts on training: make it an arm")
+            raise ConfigError(f"'beside' holds '{text}', which acts on training: make it an arm")
     for training in trainings:
-        for text in spec.beside:
-            _added(training, text, {})
+        _carried(training, methods, spec.beside)
+
+
+def _carried(training: _Training, methods: Sequence[Method], specs: Sequence[str]) -> dict[str, str]:
+    """Add a list's methods that stand beside to a fine-tune, each once; what a list refers to goes in before.
+
+    Returns:
+        Label in the list -> label in the run.
+    """  # noqa: DOC501
+    listed = list(zip(methods, specs, strict=False))
+    renamed = {method.label: method.label for method, _ in listed if not method.stands_beside}
+    left = [(method, spec) for method, spec in listed if method.stands_beside]
+    while left:
+        ready = [(method, spec) for method, spec in left if _target(spec) in {None, _LAST, *renamed}]
+        if not ready:
+            wrong = left[0][1]
+            others = [method.label for method, _ in listed if method.label != left[0][0].label]
+            raise ConfigError(
+                f"method '{wrong}': there is no weight set '{_target(wrong)}' beside it: "
+                f"choose one of {', '.join([_LAST, *others])}"
+            )
+        for method, spec in ready:
+            renamed[method.label] = _added(training, spec, renamed)
+        left = [one for one in left if one not in ready]
+    return renamed
+
+
+def _target(spec: str) -> str | None:
+    """Return the weight set that a method refers to, such as that of `shrink:to=ema`."""  # noqa: DOC201
+    target = MethodSpec.parse(spec).options.get("to")
+    return None if target is None else str(target)
 
 
 def _added(training: _Training, spec: str, renamed: Mapping[str, str]) -> str:
     """Add a method that stands beside, once, and return its label in the run."""  # noqa: DOC201
-    wanted = MethodSpec.parse(spec)
-    target = wanted.options.get("to")
-    if isinstance(target, str) and target in renamed:
+    wanted, target = MethodSpec.parse(spec), _target(spec)
+    if target in renamed:
         wanted = MethodSpec(name=wanted.name, options=wanted.options | {"to": renamed[target]})
     if str(wanted) not in training.beside:
         training.beside.append(str(wanted))
@@ -180,11 +207,20 @@ def _added(training: _Training, spec: str, renamed: Mapping[str, str]) -> str:
     return make_methods(training.methods)[place].label
 
 
-def _offered(methods: Sequence[Method], config: TrainConfig) -> str:
-    """Return the weight set of the last method that has one, else the last iterate's."""  # noqa: DOC201
+def _meant(methods: Sequence[Method], config: TrainConfig, arm: Arm) -> str:
+    """Return the weight set that an arm is about: the one it names, else that of its last method with one."""  # noqa: DOC201, DOC501
     schedule = Schedule(total_steps=config.max_steps or 1, steps_per_epoch=1, lr=config.lr)
-    sets = [str(method.describe(schedule)["weight_set"]) for method in methods]
-    return next((name for name in reversed(sets) if name != _LAST), _LAST)
+    offered = [name for method in methods if (name := str(method.describe(schedule)["weight_set"])) != _LAST]
+    if arm.weights is None:
+        return offered[-1] if offered else _LAST
+    # Which steps a curve has is known once the data are: any well-written one may be among them.
+    steps = {f"step-{step:06d}" for step in config.save_weights_at}
+    curve = config.curve_points is not None and re.fullmatch(r"step-\d{6}", arm.weights)
+    if arm.weights not in {_LAST, *offered, *steps} and not curve:
+        raise ConfigError(
+            f"it has no weight set '{arm.weights}': choose one of {', '.join([_LAST, *offered, *sorted(steps)])}"
+        )
+    return arm.weights
 
 
 def _family(arm: Arm, base: Mapping[str, Any]) -> str:

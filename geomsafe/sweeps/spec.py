@@ -16,8 +16,8 @@
     random: {lr: {low: 1.0e-5, high: 1.0e-3, log: true}, schedule: {choices: [linear, cosine]}}
     budget: 40                                       draws of `random`
 
-Arms, grid and draws add up. Any setting of `geomsafe train` is a key, nested ones as `lora.rank`; those that say
-where a run lies or how many threads it has are the sweep's own.
+Arms, grid and draws add up. Any setting of `geomsafe train` is a key, nested ones as `lora.rank`; its folder and its
+seed are the sweep's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import random
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -66,13 +66,17 @@ class Draw(Settings):
             rng: the sweep's random numbers.
 
         Returns:
-            The value.
+            The value; numbers to four figures.
         """
         if self.choices is not None or self.low is None or self.high is None:
             return rng.choice(self.choices or [])
-        if self.log:
-            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-        return rng.uniform(self.low, self.high)
+        drawn = (
+            math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            if self.log
+            else rng.uniform(self.low, self.high)
+        )
+        # Digits that nobody would type again are no part of a setting.
+        return float(f"{drawn:.4g}")
 
 
 class Arm(Settings):
@@ -98,10 +102,15 @@ class SweepSpec(Settings):
     arms: dict[str, Arm] = {}
     beside: list[str] = []
     reference: str | None = None
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     random: dict[str, Draw] = {}
     budget: int | None = Field(default=None, ge=1)
     random_seed: int = 0
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _conditions_may_be_empty(cls, value: Any) -> Any:
+        return {name: given or {} for name, given in value.items()} if isinstance(value, Mapping) else value
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -110,6 +119,9 @@ class SweepSpec(Settings):
             return value
         found = {}
         for name, given in value.items():
+            if given is not None and not isinstance(given, Mapping | Arm):
+                found[name] = given
+                continue
             entry = dict(given or {})
             if "settings" in entry:
                 found[name] = entry
@@ -152,8 +164,9 @@ class SweepSpec(Settings):
             for values in itertools.product(*self.grid.values()):
                 yield _named(dict(zip(self.grid, values, strict=True)))
         rng = random.Random(self.random_seed)
-        for _ in range(self.budget or 0):
-            yield _named({key: draw.sample(rng) for key, draw in self.random.items()})
+        drawn = [_named({key: draw.sample(rng) for key, draw in self.random.items()}) for _ in range(self.budget or 0)]
+        # Of a few choices the same ones are drawn again: a trial that was made already.
+        yield from dict(drawn).items()
 
 
 def load_sweep(path: Path) -> SweepSpec:
@@ -239,7 +252,7 @@ def _named(settings: dict[str, Any]) -> tuple[str, Arm]:
 
 def _written(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if float(f"{value:.4g}") == value else repr(value)
     return "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from geomsafe.errors import ConfigError
 from geomsafe.models import find_device
-from geomsafe.records import is_sweep, read_sweep, write_sweep
+from geomsafe.records import is_sweep, read_sweep, write_atomic, write_sweep
 from geomsafe.sweeps.execute import Backend, Outcome, run_all
 from geomsafe.sweeps.plan import RUNS, Plan, make_plan
 from geomsafe.sweeps.spec import SweepSpec
@@ -77,7 +78,8 @@ def sweep(
         raise ConfigError(f"--workers {workers}: at least one run at a time")
     if address is not None and backend != "ray":
         raise ConfigError(f"--address '{address}' is that of a Ray cluster: add --backend ray")
-    shown = console if console is not None else Console(stderr=True)
+    # Bound to the stream itself: with one worker a run's own output, standard error, goes into its log.
+    shown = console if console is not None else Console(file=sys.stderr)
     plan = plan_sweep(spec, workers)
     _write_plan(plan, out, shown)
     try:
@@ -103,5 +105,7 @@ def _write_plan(plan: Plan, out: Path, console: Console) -> None:
             raise ConfigError(
                 f"'{out}' holds the sweep '{before.name}', not '{plan.record.name}': choose another --out"
             )
-        console.print(f"the plan of '{out}' has changed since {before.created}: runs that it still has are kept")
+        kept = out / f"sweep-{before.created.replace(':', '')}.json"
+        write_atomic(kept, before.model_dump_json(indent=1) + "\n")
+        console.print(f"the plan of '{out}' has changed: the former one is kept as {kept.name}, its runs are too")
     write_sweep(out, plan.record)

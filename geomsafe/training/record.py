@@ -19,6 +19,9 @@ from geomsafe.config import TrainConfig, dump_config
 from geomsafe.errors import RecordError
 from geomsafe.records import RunRecord, read_record, sync_directory, write_record
 
+NOT_DECISIVE = ("out", "report_to", "save_every")
+"""Settings that change no number of a run."""
+
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
 
 # What `write_atomic` and `save_model` name their files before they are renamed.
@@ -94,7 +97,8 @@ def open_run(folder: Path, config: TrainConfig) -> RunRecord:
 
     Args:
         folder: the run directory.
-        config: the settings now; must be those of the run, save for `out`.
+        config: the settings now; must be those of the run, save for what decides nothing: where it lies, what it
+            reports to, and how often it saves a checkpoint.
 
     Returns:
         The record, with warnings where the software is not the one the run started with.
@@ -105,7 +109,7 @@ def open_run(folder: Path, config: TrainConfig) -> RunRecord:
     record = read_record(folder)
     current = config.model_dump(mode="json")
     for key, value in current.items():
-        if key != "out" and record.config.get(key) != value:
+        if key not in NOT_DECISIVE and record.config.get(key) != value:
             raise RecordError(
                 f"'{folder}' was started with {key} = {record.config.get(key)!r}, not {value!r}: "
                 "resume it with its own settings, or start a new run"
