@@ -102,7 +102,7 @@ def _after_a_death(folder: Path, left: Mapping[str, Any], error: BrokenProcessPo
 
     Raises:
         BrokenProcessPool: workers die before they have begun anything.
-    """  # noqa: DOC501 - the error itself is raised
+    """  # noqa: DOC501, DOC502 - the error handed in is raised
     ended = [known._replace(ran=True) for run in left if (known := _known(folder / run, False)) is not None]
     suspects = [run for run in left if run_status(folder / run)[0] == "started"]
     if not ended and not suspects:
