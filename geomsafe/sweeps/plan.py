@@ -199,7 +199,7 @@ def _target(spec: str) -> str | None:
 def _added(training: _Training, spec: str, renamed: Mapping[str, str]) -> str:
     """Add a method that stands beside, once, and return its label in the run."""  # noqa: DOC201
     wanted, target = MethodSpec.parse(spec), _target(spec)
-    if target in renamed:
+    if target is not None and target in renamed:
         wanted = MethodSpec(name=wanted.name, options=wanted.options | {"to": renamed[target]})
     if str(wanted) not in training.beside:
         training.beside.append(str(wanted))
