@@ -10,9 +10,10 @@ import pytest
 import yaml
 from runs import tiny_run
 
+from geomsafe.analyses.pairing import BESIDE, Method
 from geomsafe.config import make_config
 from geomsafe.errors import ConfigError
-from geomsafe.methods import make_methods
+from geomsafe.methods import REGISTRY, make_method, make_methods
 from geomsafe.records import SweepRecord, read_sweep, write_sweep
 from geomsafe.sweeps import load_preset, load_sweep, make_plan, make_sweep
 from geomsafe.sweeps.address import run_address
@@ -151,6 +152,15 @@ def test_a_method_that_acts_after_one_that_looks_on_keeps_its_own_run() -> None:
     places = points_of(plan)
     assert len({run for run, _ in places.values()}) == 3
     assert places["before"][1] == places["after"][1] == "ema"
+
+
+def test_reports_know_the_methods_that_stand_beside() -> None:
+    """Analyses import no method, so they have a list of their own: it names the same ones, EMA's shadow apart."""
+    needed = {"shrink": "shrink:to=final", "early-stop": "early-stop:step=1", "safe-lora": "safe-lora:layers=1"}
+    beside = {name for name in REGISTRY if make_method(needed.get(name, name)).stands_beside}
+    assert beside - {"baseline", "ema"} == set(BESIDE)
+    assert Method("ema", {"mode": "shadow"}).is_shadow and make_method("ema").stands_beside
+    assert not Method("ema", {"mode": "feedback"}).is_shadow and not make_method("ema:mode=feedback").stands_beside
 
 
 def test_lookahead_means_its_slow_weights() -> None:

@@ -22,10 +22,12 @@ from typing import Any, Literal, NamedTuple
 from filelock import FileLock
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import BrokenProcessPool
+from rich.console import Console
 
-from geomsafe.config import TrainConfig
+from geomsafe.config import TrainConfig, make_config
 from geomsafe.errors import ConfigError, GeomsafeError, RecordError
 from geomsafe.records import read_record
+from geomsafe.training import train
 
 Backend = Literal["loky", "ray"]
 
@@ -164,11 +166,6 @@ def _known(run: Path, retry_failed: bool) -> Outcome | None:
 
 
 def _train(run: Path, settings: dict[str, Any], resume: bool) -> None:
-    from rich.console import Console
-
-    from geomsafe.config import make_config
-    from geomsafe.training import train
-
     log = run.parent / f"{run.name}.log"
     config = make_config(settings | {"out": str(run)})
     with log.open("a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream), warnings.catch_warnings():

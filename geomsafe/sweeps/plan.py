@@ -54,18 +54,6 @@ class _Training:
         return [*self.acting, *self.beside]
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """An arm under a condition with a seed: which fine-tune, and which of its weight sets."""
-
-    arm: str
-    condition: str
-    seed: int
-    settings: dict[str, Any]
-    training: str
-    weights: str
-
-
 def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
     """Lay out a sweep.
 
@@ -81,7 +69,7 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
         ConfigError: settings of an arm are not valid, or two arms share a name.
     """
     trainings: dict[str, _Training] = {}
-    wanted: list[_Wanted] = []
+    points: list[SweepPoint] = []
     families: dict[str, str] = {}
     names: set[str] = set()
     for name, arm in spec.all_arms():
@@ -96,7 +84,12 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
                     training, weights = _place(trainings, _config(layers, threads), arm)
                 except ConfigError as error:
                     raise ConfigError(f"sweep '{spec.name}', arm '{name}': {error}") from None
-                wanted.append(_Wanted(name, condition, seed, settings, training, weights))
+                # Until all methods of a fine-tune are known, its key stands for its run.
+                points.append(
+                    SweepPoint(
+                        arm=name, condition=condition, seed=seed, settings=settings, run=training, weights=weights
+                    )
+                )
         families[name] = arm.family or _family(arm, spec.base)
     try:
         _add_beside(spec, trainings.values())
@@ -104,17 +97,6 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
         raise ConfigError(f"sweep '{spec.name}': {error}") from None
     runs = {key: training.config.model_copy(update={"method": training.methods}) for key, training in trainings.items()}
     addresses = {key: run_address(config, device) for key, config in runs.items()}
-    points = [
-        SweepPoint(
-            arm=one.arm,
-            condition=one.condition,
-            seed=one.seed,
-            settings=one.settings,
-            run=f"{RUNS}/{addresses[one.training]}",
-            weights=one.weights,
-        )
-        for one in wanted
-    ]
     record = SweepRecord(
         name=spec.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -123,7 +105,7 @@ def make_plan(spec: SweepSpec, threads: int, device: str) -> Plan:
         reference=spec.reference,
         controls={name: arm.controls for name, arm in spec.arms.items() if arm.controls},
         families=families,
-        points=points,
+        points=[point.model_copy(update={"run": f"{RUNS}/{addresses[point.run]}"}) for point in points],
     )
     return Plan(record, {addresses[key]: config for key, config in runs.items()})
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from geomsafe.config import TrainConfig
-from geomsafe.data import Conversation, Encoded, Prompt, encode, load_prompts, prompt_ids
+from geomsafe.data import Encoded, Prompt, prompt_ids
 from geomsafe.data.encoding import IGNORED
 from geomsafe.evaluation import Suite
 from geomsafe.evaluation.sampling import sample_answers
 from geomsafe.evaluation.teacher import Divergence, answer_losses
 from geomsafe.models import Loaded
+from geomsafe.probes.asking import target
 from geomsafe.probes.margins import refusal_margins
 from geomsafe.probes.refusals import RefusalSet
 from geomsafe.records import Drift
-from geomsafe.training.prepare import safety_source, spread
+from geomsafe.training.prepare import safety_prompts, spread
 from geomsafe.training.probing import refusals_of
 
 EXAMPLES = 64
@@ -112,14 +113,18 @@ def _prompts(suites: Sequence[Suite], kind: str, config: TrainConfig) -> list[Pr
 
 
 def _references(start: Loaded, config: TrainConfig, suites: Sequence[Suite], kind: str) -> list[Encoded]:
-    rows = []
-    for prompt in _prompts(suites, kind, config):
-        if prompt.reference is not None:
-            turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
-            turns += [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": prompt.reference}]
-            rows.append(
-                encode(Conversation(turns, prompt.cluster, 0), start.tokenizer, config.max_length, config.system_prompt)
-            )
+    rows = [
+        target(
+            prompt.text,
+            prompt.system or config.system_prompt,
+            prompt.reference,
+            start.tokenizer,
+            config.max_length,
+            True,
+        )
+        for prompt in _prompts(suites, kind, config)
+        if prompt.reference is not None
+    ]
     return [row for row in rows if row.target_tokens]
 
 
@@ -138,9 +143,6 @@ def _as_encoded(ids: list[int], labels: list[int]) -> Encoded:
 
 
 def _refusals(start: Loaded, config: TrainConfig, run: Path) -> RefusalSet | None:
-    source = safety_source(config, start)
-    if source is None:
-        return None
-    prompts = spread(load_prompts(source, world=start.world).rows)
-    found = refusals_of(config, start, prompts, run)
-    return found if found.reason is None else None
+    prompts = safety_prompts(config, start)
+    found = refusals_of(config, start, prompts.rows, run) if prompts is not None else None
+    return found if found is not None and found.reason is None else None

@@ -285,22 +285,27 @@ def spread(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for _, prompt in sorted(zip(places, prompts, strict=True), key=lambda pair: pair[0])]
 
 
-def safety_source(config: TrainConfig, loaded: Loaded) -> str | None:
-    """Return where the probes' harmful prompts come from, None where there are none.
+def safety_prompts(config: TrainConfig, loaded: Loaded) -> PromptSet | None:
+    """Load the probes' harmful prompts, in the order in which they are asked.
 
     Args:
         config: the settings.
         loaded: the model; an organism brings its own.
+
+    Returns:
+        The prompts, None where there are none.
     """
-    return config.safety_data or (ORGANISM_SAFETY if loaded.world is not None else None)
+    source = config.safety_data or (ORGANISM_SAFETY if loaded.world is not None else None)
+    if source is None:
+        return None
+    found = load_prompts(source, world=loaded.world)
+    return replace(found, rows=spread(found.rows))
 
 
 def _load_safety(config: TrainConfig, material: Material) -> None:
-    source = safety_source(config, material.loaded)
-    if source is None:
+    material.safety = safety_prompts(config, material.loaded)
+    if material.safety is None:
         return
-    found = load_prompts(source, world=material.loaded.world)
-    material.safety = replace(found, rows=spread(found.rows))
     material.data["safety_probe"] = {
         "source": material.safety.source,
         "sha256": material.safety.sha256,
