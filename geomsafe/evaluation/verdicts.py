@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
@@ -39,3 +40,46 @@ class RowJudge(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """Return the rules and versions that are recorded beside the scores."""
+
+
+class Case(NamedTuple):
+    """What a judge of whole batches reads.
+
+    Attributes:
+        prompt: the user's turn as the data set has it, without what an attack put around it.
+        reference: the right answer, where the prompt set has one.
+        completion: what the model answered, the opening that an attack gave it included.
+        finished: False where the length limit cut the answer.
+    """
+
+    prompt: str
+    reference: str | None
+    completion: str
+    finished: bool = True
+
+
+Verdict = Callable[[int, Judged | None], None]
+"""Called with (place of the case, verdict) as soon as a verdict is there, so that it can be kept."""
+
+
+class BatchJudge(Protocol):
+    """A judge that needs a model or a server: it reads many cases and says each verdict when it has it."""
+
+    @property
+    def name(self) -> str:
+        """Name in rows and scores."""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Every value that it can give; "undecided" among them where an answer of the judge may make no sense."""
+
+    def judge_cases(self, cases: Sequence[Case], verdict: Verdict) -> None:
+        """Judge every case, in any order.
+
+        Args:
+            cases: what to judge.
+            verdict: called once a case; None where the judge has no ground to speak.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Return model, revision, template and versions, as they are recorded beside the scores."""
