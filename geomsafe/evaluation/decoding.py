@@ -1,31 +1,36 @@
-"""Batched greedy decoding whose finished rows leave the batch.
+"""Batched decoding whose finished rows leave the batch, greedy or sampled.
 
 `generate` keeps finished rows in the batch until the longest one ends, and their padding is
-computed like text. Here a row leaves at its end token, its keys and values are dropped from the
-cache, and the batch shrinks. In float64 the tokens equal those of `generate(do_sample=False)`
-on each prompt alone; in lower precision a padded batch can round differently and flip a near tie.
+computed like text. Here a row leaves at its end token, or where `settled` says that nothing it
+could still say matters, its keys and values are dropped from the cache, and the batch shrinks. In
+float64 greedy tokens equal those of `generate(do_sample=False)` on each prompt alone; in lower
+precision a padded batch can round differently and flip a near tie. Sampled tokens depend on the
+seed and the prompt's number alone, never on the batch.
 
 Greedy means the largest logit and nothing else: processors that a generation config asks for
 (a repetition penalty, suppressed tokens) are not applied, in either engine, and
 `ignored_processors` names them for the record.
 
-What is not covered: sampling, beams, models whose state is no key-value cache (these go through
-`generate` with the same settings).
+What is not covered: beams; models whose state is no key-value cache go through `generate` with
+the same settings, one prompt at a time, and never end early.
 """
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from geomsafe.data import Conversation, encode
 from geomsafe.errors import DataError
+from geomsafe.evaluation.choosing import GREEDY, Choosing
+from geomsafe.evaluation.loop import decode_batch, decode_with_generate, plain_model
+from geomsafe.evaluation.memory import release_memory, rows_that_fit
 from geomsafe.gradients.undisturbed import undisturbed
 
 Progress = Callable[[int, int], None]
@@ -34,17 +39,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Completion:
-    """One greedy answer.
+    """One answer.
 
     Attributes:
-        text: the answer without special tokens.
+        text: the answer without special tokens, the opening it was given included.
         tokens: number of generated tokens, the end token not counted.
-        finished: True when an end token came, False when the length limit did.
+        finished: True when an end token came, False when the length limit or `settled` did.
+        stopped_early: True when `settled` ended it: the text is the beginning of a longer answer.
     """
 
     text: str
     tokens: int
     finished: bool
+    stopped_early: bool = False
 
 
 def generate_greedy(
@@ -56,48 +63,109 @@ def generate_greedy(
     progress: Progress | None = None,
     stop_ids: frozenset[int] | None = None,
 ) -> list[Completion]:
-    """Answer prompts greedily; the model's modes and torch's random state are left as they were.
+    """Answer prompts greedily; `complete` without what only scoring needs.
 
     Args:
         model: a causal LM (or peft model) of transformers.
         tokenizer: its tokenizer.
         prompts_ids: token ids of each prompt, generation prompt included, not padded.
-        max_new_tokens: longest answer, end token included; a prompt near the end of the model's
-            context gets as many as fit.
-        batch_size: rows that run together; prompts of like length share a batch.
+        max_new_tokens: longest answer, end token included.
+        batch_size: most rows that run together.
         progress: called after every row that ends.
         stop_ids: tokens that end an answer (default: `stop_token_ids(model, tokenizer)`).
 
     Returns:
         One completion a prompt, in the order of the prompts.
+    """
+    answers: dict[int, Completion] = {}
+
+    def ended(place: int, completion: Completion) -> None:
+        answers[place] = completion
+        if progress is not None:
+            progress(len(answers), len(prompts_ids))
+
+    complete(model, tokenizer, prompts_ids, max_new_tokens, batch_size, ended, stop_ids=stop_ids)
+    return [answers[place] for place in range(len(prompts_ids))]
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    prompts_ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    ended: Callable[[int, Completion], None],
+    *,
+    choosing: Choosing = GREEDY,
+    numbers: Sequence[int] | None = None,
+    openings: Sequence[Sequence[int]] | None = None,
+    settled: Callable[[str], bool] | None = None,
+    stop_ids: frozenset[int] | None = None,
+) -> None:
+    """Answer prompts and hand over each answer when it ends; modes and torch's random state are left as they were.
+
+    Args:
+        model: a causal LM (or peft model) of transformers.
+        tokenizer: its tokenizer.
+        prompts_ids: token ids of each prompt, generation prompt and opening included, not padded.
+        max_new_tokens: longest answer, end token included, opening not counted; a prompt near the end of the model's
+            context gets as many as fit.
+        batch_size: most rows that run together; fewer where memory does not hold them. Prompts of like length share
+            a batch, the longest go first: what does not fit in memory fails at once, not after an hour.
+        ended: called once a prompt with its place in `prompts_ids` and its completion.
+        choosing: greedy or sampled.
+        numbers: (prompts,) numbers that decide the draws beside the seed (default: the places).
+        openings: (prompts,) the last tokens of each prompt that count as the beginning of its answer.
+        settled: whether an answer that begins with a text needs no more of it; the row then leaves.
+        stop_ids: tokens that end an answer (default: `stop_token_ids(model, tokenizer)`).
 
     Raises:
         ValueError: a prompt is empty or fills the context, or batch size or length is not positive.
+        OutOfMemoryError: not even one row fits.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be positive")
     stops = stop_token_ids(model, tokenizer) if stop_ids is None else stop_ids
     limits = [_room(model, ids, max_new_tokens) for ids in prompts_ids]
-    answers: list[list[int]] = [[] for _ in prompts_ids]
-    # Longest first: what does not fit in memory fails at once, not after an hour.
-    order = sorted(range(len(prompts_ids)), key=lambda row: (-len(prompts_ids[row]), row))
-    engine = _decode_batch if supports_dynamic_cache(model) else _decode_with_generate
-    done = 0
+    begun = openings if openings is not None else [()] * len(prompts_ids)
+    draws = numbers if numbers is not None else range(len(prompts_ids))
 
-    def ended(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress is not None:
-            progress(done, len(prompts_ids))
+    def enough(place: int, generated: list[int]) -> bool:
+        return settled is not None and settled(_text(tokenizer, [*begun[place], *generated]))
 
+    done: set[int] = set()
+
+    def hand_over(place: int, generated: list[int]) -> None:
+        done.add(place)
+        finished = bool(generated) and generated[-1] in stops
+        tokens = generated[:-1] if finished else generated
+        early = not finished and len(generated) < limits[place]
+        ended(place, Completion(_text(tokenizer, [*begun[place], *tokens]), len(tokens), finished, early))
+
+    pending = sorted(range(len(prompts_ids)), key=lambda place: (-len(prompts_ids[place]), place))
     with undisturbed(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = [list(prompts_ids[row]) for row in rows]
-            tokens = engine(model, batch, [limits[row] for row in rows], stops, ended)
-            for row, generated in zip(rows, tokens, strict=True):
-                answers[row] = generated
-    return [_completion(tokenizer, generated, stops) for generated in answers]
+        if not supports_dynamic_cache(model):
+            for place in pending:
+                ids, limit = prompts_ids[place], limits[place]
+                hand_over(place, decode_with_generate(model, ids, limit, stops, choosing, draws[place]))
+            return
+        watch = enough if settled is not None else None
+        while pending:
+            size = min(batch_size, rows_that_fit(model, len(prompts_ids[pending[0]]) + max_new_tokens))
+            batch = {place: list(prompts_ids[place]) for place in pending[:size]}
+            fitted = True
+            try:
+                decode_batch(model, batch, limits, stops, choosing, draws, watch, hand_over)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                fitted = False
+            if not fitted:
+                # Outside the handler, whose traceback holds the tensors. What ended before stays ended.
+                batch_size = len(batch) // 2
+                release_memory()
+                warnings.warn(f"memory does not hold {len(batch)} rows: going on with {batch_size}", stacklevel=2)
+            pending = [place for place in pending if place not in done]
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -173,7 +241,7 @@ def ignored_processors(model: Any) -> dict[str, Any]:
 
 def supports_dynamic_cache(model: Any) -> bool:
     """Return whether every layer's state is a key-value cache from which rows can be dropped."""
-    base = _base(model)
+    base = plain_model(model)
     if not base._supports_default_dynamic_cache() or base.config.is_encoder_decoder:
         return False
     if "mamba" in type(base).__name__.lower():
@@ -196,89 +264,5 @@ def _room(model: Any, ids: Sequence[int], max_new_tokens: int) -> int:
     return min(max_new_tokens, context - len(ids))
 
 
-def _decode_batch(
-    model: Any, prompts: list[list[int]], limits: list[int], stops: frozenset[int], ended: Callable[[int], None]
-) -> list[list[int]]:
-    """Decode one batch, left-padded.
-
-    Returns:
-        The generated tokens of each row, its end token included.
-    """
-    device = model.device
-    accepted = inspect.signature(_base(model).forward).parameters
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    # Padding sits at position 0; it is masked, and GPT-2 looks positions up in a table.
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    stop = torch.tensor(sorted(stops), dtype=torch.long, device=device)
-    cache = DynamicCache(config=_base(model).config)
-    generated: list[list[int]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))
-    while alive:
-        # Models without position_ids (ALiBi) read positions off the mask.
-        placed = {"position_ids": positions} if "position_ids" in accepted else {}
-        logits = model(
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **last_only
-        ).logits
-        chosen = logits[:, -1].argmax(dim=-1)
-        stopped = torch.isin(chosen, stop).tolist()
-        kept: list[int] = []
-        for place, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
-            generated[row].append(token)
-            if not stopped[place] and len(generated[row]) < limits[row]:
-                kept.append(place)
-        if len(kept) < len(alive):
-            ended(len(alive) - len(kept))
-            alive = [alive[place] for place in kept]
-            staying = torch.tensor(kept, dtype=torch.long, device=device)
-            chosen, mask, positions = chosen[staying], mask[staying], positions[staying]
-            if alive:
-                cache.batch_select_indices(staying)
-        tokens = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
-        positions = positions[:, -1:] + 1
-    return generated
-
-
-def _decode_with_generate(
-    model: Any, prompts: list[list[int]], limits: list[int], stops: frozenset[int], ended: Callable[[int], None]
-) -> list[list[int]]:
-    """Decode prompts one by one through `generate`: a recurrent state would run over padding.
-
-    Returns:
-        The generated tokens of each row, its end token included.
-    """
-    base = _base(model)
-    found = base.generation_config
-    generated: list[list[int]] = []
-    # `generate` fills what a call leaves open from the model's own config, processors included.
-    base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    try:
-        for ids, limit in zip(prompts, limits, strict=True):
-            prompt = torch.tensor([ids], device=model.device)
-            out = base.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                do_sample=False,
-                max_new_tokens=limit,
-                eos_token_id=sorted(stops) or None,
-                pad_token_id=min(stops, default=0),
-            )
-            generated.append(out[0, len(ids) :].tolist())
-            ended(1)
-    finally:
-        base.generation_config = found
-    return generated
-
-
-def _base(model: Any) -> Any:
-    """Return the transformers model inside a peft model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _completion(tokenizer: Any, generated: list[int], stops: frozenset[int]) -> Completion:
-    finished = bool(generated) and generated[-1] in stops
-    tokens = generated[:-1] if finished else generated
-    return Completion(text=tokenizer.decode(tokens, skip_special_tokens=True), tokens=len(tokens), finished=finished)
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
