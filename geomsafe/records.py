@@ -32,9 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geomsafe.errors import RecordError
 
-SCHEMA = "geomsafe.run/2"
-READABLE = (SCHEMA, "geomsafe.run/1")
-"""Schema 1 has no `drift`, no `total_steps` and no validation or sham suites: it reads as a run without them."""
+SCHEMA = "geomsafe.run/3"
+READABLE = (SCHEMA, "geomsafe.run/2", "geomsafe.run/1")
+"""Schema 2 knows no attacks: all its evaluations are direct. Schema 1 has no `drift`, no `total_steps` and no
+validation or sham suites either: it reads as a run without them."""
 
 SWEEP_SCHEMA = "geomsafe.sweep/1"
 SWEEP_FILE = "sweep.json"
@@ -91,13 +92,15 @@ class Drift(BaseModel):
 class Evaluation(BaseModel):
     """One prompt set generated with one weight set and judged; the rows are in `file`.
 
-    `scores` holds counts per judge: {"keyword-29": {"refusal": 3, "compliance": 297}}.
+    `scores` holds counts per judge: {"keyword-29": {"refusal": 3, "compliance": 297}}. `attack` says how the prompts
+    were put; only "direct" ones are compared with benchmarks.
     """
 
     model_config = ConfigDict(extra="forbid")
     weights: str
     suite: str
     kind: Literal["harmful", "look-alike", "utility", "validation", "retained", "sham"]
+    attack: str = "direct"
     source: str
     prompts_sha256: str
     file: str

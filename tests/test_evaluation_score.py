@@ -15,8 +15,7 @@ from tiny import tiny_model, tiny_tokenizer
 from geomsafe.config import LoraSettings
 from geomsafe.data import load_prompts
 from geomsafe.errors import ConfigError, DataError
-from geomsafe.evaluation import Suite, evaluate_model, suites_for
-from geomsafe.evaluation import score as score_module
+from geomsafe.evaluation import Suite, engines, evaluate_model, suites_for
 from geomsafe.evaluation.identity import model_sha256
 from geomsafe.evaluation.keywords import KEYWORD_19, KEYWORD_29
 from geomsafe.evaluation.suites import KINDS
@@ -36,13 +35,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of prompts in each call that really generates."""
     calls: list[int] = []
-    real = score_module.generate_greedy
+    real = engines.complete
 
     def counted(model: Any, tokenizer: Any, ids: Any, *rest: Any, **options: Any) -> Any:
         calls.append(len(ids))
         return real(model, tokenizer, ids, *rest, **options)
 
-    monkeypatch.setattr(score_module, "generate_greedy", counted)
+    monkeypatch.setattr(engines, "complete", counted)
     return calls
 
 
@@ -79,7 +78,7 @@ def test_every_prompt_is_a_row_with_its_verdicts_and_rules(tmp_path: Path) -> No
         assert [row["prompt"] for row in rows] == [row["messages"][0]["content"] for row in source]
         assert [row["cluster"] for row in rows] == [row["cluster"] for row in source]
         keys = ["index", "id", "cluster", "tags", "prompt", "reference"]
-        keys += ["completion", "completion_tokens", "finished", "verdicts"]
+        keys += ["completion", "completion_tokens", "finished", "stopped_early", "verdicts"]
         for row in rows:
             assert list(row) == keys
             assert row["tags"]["kind"] == source[row["index"]]["kind"]
@@ -183,7 +182,7 @@ def test_a_file_made_under_other_settings_is_made_again(tmp_path: Path, generati
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path, generations: list[int]) -> None:
-    """What was done stays; the suite that was under way is begun again."""
+    """What was done stays, of the suite that was under way too: only its other prompts are asked again."""
 
     def interrupt(label: str, done: int, total: int) -> None:
         if label == "final: utility":
@@ -194,11 +193,15 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, generations: list[int
     assert sorted(path.name for path in (tmp_path / "evaluations").glob("*.jsonl")) == [
         "final--harmful.jsonl",
         "final--look-alike.jsonl",
+        "final--utility.partial.jsonl",
     ]
     seen: list[tuple[str, int, int]] = []
     resumed = score(organism(), tmp_path, progress=lambda *call: seen.append(call))
-    assert generations == [5] * (len(KINDS) + 1)
+    assert generations == [5, 5, 5, 4, *[5] * (len(KINDS) - 3)]
+    assert not list((tmp_path / "evaluations").glob("*.partial.jsonl"))
     assert resumed == score(organism(), tmp_path / "elsewhere")
+    for item in resumed:
+        assert (tmp_path / item.file).read_bytes() == (tmp_path / "elsewhere" / item.file).read_bytes()
     assert [call for call in seen if call[1] == call[2]] == [(f"final: {name}", 5, 5) for name in KINDS]
 
 

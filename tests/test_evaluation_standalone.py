@@ -107,7 +107,7 @@ def test_what_training_scored_is_not_generated_again(run: Path, monkeypatch: pyt
     trained = evaluate_model(
         loaded, suites, run, "final", max_new_tokens=5, batch_size=2, system_prompt=config.system_prompt
     )
-    monkeypatch.setattr("geomsafe.evaluation.score.generate_greedy", None)
+    monkeypatch.setattr("geomsafe.evaluation.engines.complete", None)
     assert evaluate(run, weights=["final"]) == trained
 
 

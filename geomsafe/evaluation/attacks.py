@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from geomsafe.data import Prompt
+from geomsafe.errors import ConfigError
 
 if TYPE_CHECKING:
     from geomsafe.models import Loaded
@@ -70,3 +71,20 @@ class Direct:
     def settings(self) -> dict[str, Any]:
         """Return nothing: there is nothing to say."""
         return {}
+
+
+def parse_attack(text: str) -> Attack:
+    """Return the attack of a name.
+
+    Args:
+        text: as written in a suite file.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ConfigError: there is no such attack.
+    """
+    if text == "direct":
+        return Direct()
+    raise ConfigError(f"attack '{text}' is unknown: choose direct")

@@ -7,15 +7,18 @@ prompt, exact match where the prompt has a reference, keywords always.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from geomsafe.errors import ConfigError, DataError
 from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES, KEYWORD_JUDGES
-from geomsafe.evaluation.verdicts import Judged, RowJudge
+from geomsafe.evaluation.verdicts import BatchJudge, Judged, RowJudge
 from geomsafe.world import VERDICTS, Verdict, World
+
+JudgeSpec = str | Mapping[str, Any]
+"""A judge as a suite names it."""
 
 ANSWERED_KINDS = frozenset({"utility", "validation", "retained"})
 """Kinds of prompts whose reference answers are what the model should say."""
@@ -161,8 +164,11 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def make_judges(
-    kind: str, world: World | None = None, keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES
-) -> list[RowJudge]:
+    kind: str,
+    world: World | None = None,
+    keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES,
+    named: Sequence[JudgeSpec] | None = None,
+) -> list[RowJudge | BatchJudge]:
     """Return the judges of a kind of prompts, in the order in which their scores are written.
 
     Exact match judges utility, validation and retained tasks only: what stands beside a harmful prompt in a data
@@ -171,19 +177,39 @@ def make_judges(
     Args:
         kind: of the prompts, as `Suite.kind`.
         world: the model's world, where it has one.
-        keywords: names of keyword lists.
+        keywords: names of keyword judges, where no others are named.
+        named: judges of refusal in place of these: names, or mappings with the settings of a judge.
 
     Returns:
-        Keyword judges, then gold and oracle where there is a world, then exact match.
+        Judges of refusal, then gold and oracle where there is a world, then exact match.
 
     Raises:
-        ConfigError: a keyword list has no such name.
+        ConfigError: a judge is unknown, or is named twice.
     """
-    judges: list[RowJudge] = []
-    for name in keywords:
-        if name not in KEYWORD_JUDGES:
-            raise ConfigError(f"keyword judge '{name}' is unknown: choose from {', '.join(KEYWORD_JUDGES)}")
-        judges.append(KEYWORD_JUDGES[name])
+    judges: list[RowJudge | BatchJudge] = [named_judge(spec) for spec in (keywords if named is None else named)]
     if world is not None:
         judges += [GoldJudge(world, kind), OracleJudge(world)]
-    return [*judges, ExactMatch()] if kind in ANSWERED_KINDS else judges
+    if kind in ANSWERED_KINDS:
+        judges.append(ExactMatch())
+    names = [judge.name for judge in judges]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two judges are named '{twice}': their verdicts would overwrite each other, rename one")
+    return judges
+
+
+def named_judge(spec: JudgeSpec) -> RowJudge | BatchJudge:
+    """Return the judge of refusal that a name or a mapping stands for.
+
+    Args:
+        spec: the name of a keyword judge, or a mapping with its settings.
+
+    Returns:
+        The judge.
+
+    Raises:
+        ConfigError: there is no such judge.
+    """
+    if isinstance(spec, str) and spec in KEYWORD_JUDGES:
+        return KEYWORD_JUDGES[spec]
+    raise ConfigError(f"keyword judge '{spec}' is unknown: choose from {', '.join(KEYWORD_JUDGES)}")

@@ -1,33 +1,35 @@
-"""Scoring one set of weights: generate, judge, and write one line a prompt.
+"""Scoring one set of weights: ask, answer, judge, and write one line a prompt.
 
-    evaluations/<weights>--<suite>.jsonl   the rows
-    evaluations/<weights>--<suite>.json    what they are: identity, settings, scores; written last
-
-A file counts as done when its description is there, fits the model as it is now and hashes the rows;
-then it is used as it stands, so that an interrupted evaluation goes on at the suite where it stopped.
+An evaluation counts as done when its description is there, fits the model as it is now and hashes the answers;
+then its answers are used as they stand and only judged, so that an interrupted evaluation goes on where it
+stopped: at the suite, and through its journal at the prompt.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from geomsafe.data import Prompt, prompt_ids
-from geomsafe.errors import ConfigError, DataError, RecordError
-from geomsafe.evaluation.decoding import Completion, context_length, generate_greedy
-from geomsafe.evaluation.identity import decoding_settings, ids_sha256, model_sha256
+from geomsafe.data import Prompt
+from geomsafe.errors import ConfigError, RecordError
+from geomsafe.evaluation.attacks import Attempt
+from geomsafe.evaluation.decoding import Completion
+from geomsafe.evaluation.engines import Engine, LocalEngine
+from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.judges import make_judges
+from geomsafe.evaluation.judging import count_verdicts, judge_rows, reads_refusals, split
 from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES
+from geomsafe.evaluation.stopping import early_stop
 from geomsafe.evaluation.store import cache_folder, read_completions, write_completions
+from geomsafe.evaluation.stored import Row, Stored, read_stored
 from geomsafe.evaluation.suites import Suite
-from geomsafe.evaluation.verdicts import RowJudge
+from geomsafe.evaluation.verdicts import BatchJudge, RowJudge
 from geomsafe.models import Loaded
-from geomsafe.records import Evaluation, content_sha256, read_jsonl, write_atomic, write_jsonl
+from geomsafe.records import Evaluation, content_sha256
 
-SCHEMA = "geomsafe.evaluation/1"
 START = "theta_0"
 
 Progress = Callable[[str, int, int], None]
@@ -48,7 +50,7 @@ def evaluate_model(
     progress: Progress | None = None,
     keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES,
 ) -> list[Evaluation]:
-    """Score a model as it is now on every suite.
+    """Score a model as it is now on every suite, greedily; see `evaluate_engine`.
 
     Args:
         loaded: the model with the weights to score in it.
@@ -56,15 +58,50 @@ def evaluate_model(
         out: run directory; rows go to its `evaluations/`.
         weights: name of the weight set, "theta_0", "final", "ema", "step-000120".
         max_new_tokens: longest completion in tokens.
-        batch_size: prompts that run together.
+        batch_size: most prompts that run together.
         limit: only the first prompts of each suite.
         system_prompt: system turn before prompts that have none of their own.
         cache: where completions of theta_0 are kept (default: `store.cache_folder()`).
         progress: called as prompts are done.
-        keywords: names of keyword lists.
+        keywords: names of keyword judges.
 
     Returns:
         One evaluation a suite, `file` relative to `out`.
+    """
+    engine = LocalEngine(loaded, max_new_tokens, batch_size, system_prompt)
+    stored = evaluate_engine(
+        engine, suites, out, weights, limit=limit, cache=cache, progress=progress, keywords=keywords
+    )
+    return [one.evaluation for one in stored]
+
+
+def evaluate_engine(
+    engine: Engine,
+    suites: Sequence[Suite],
+    out: Path,
+    weights: str,
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES,
+    whole_answers: bool = False,
+) -> list[Stored]:
+    """Score what an engine answers on every suite, by the judges that need no model of their own.
+
+    Args:
+        engine: what answers.
+        suites: what to score, names unique.
+        out: run directory; rows go to its `evaluations/`.
+        weights: name of the weight set.
+        limit: only the first prompts of each suite, where the suite has no smaller limit.
+        cache: where completions of theta_0 are kept (default: `store.cache_folder()`).
+        progress: called as prompts are done.
+        keywords: names of keyword judges, for suites that name no judges.
+        whole_answers: let every answer run to its end also where its verdicts are settled before.
+
+    Returns:
+        One evaluation a suite with its rows, `file` relative to `out`.
 
     Raises:
         ConfigError: two suites share a name.
@@ -72,43 +109,30 @@ def evaluate_model(
     twice = sorted(name for name, count in Counter(suite.name for suite in suites).items() if count > 1)
     if twice:
         raise ConfigError(f"two suites are named '{twice[0]}': their files would overwrite each other, rename one")
-    lists = tuple(keywords)
-    judges = [make_judges(suite.kind, loaded.world, lists) for suite in suites]
-    rows = [suite.prompts.rows[:limit] for suite in suites]
-    rendered = [_render(loaded, suite, prompts, system_prompt) for suite, prompts in zip(suites, rows, strict=True)]
-    decoding = decoding_settings(loaded, max_new_tokens, system_prompt)
-    model = model_sha256(loaded.model)
+    names = tuple(keywords)
     kept = cache if cache is not None else cache_folder()
-    done: list[Evaluation] = []
-    for suite, prompts, ids, own in zip(suites, rows, rendered, judges, strict=True):
-        identity = {"model": model, "ids_sha256": ids_sha256(ids), **decoding}
-        settings = decoding | {
-            "batch_size": batch_size,
-            "limit": limit,
-            "available": len(suite.prompts.rows),
-            "judges": {judge.name: judge.settings() for judge in own},
-        }
-        evaluation = Evaluation(
-            weights=weights,
-            suite=suite.name,
-            kind=suite.kind,
-            source=suite.prompts.source,
-            prompts_sha256=prompts_sha256(prompts),
-            file=f"evaluations/{weights}--{suite.name}.jsonl",
-            n=len(prompts),
-            scores={},
-            settings=settings,
-        )
-        finished = _finished(out, evaluation, identity)
-        if finished is None:
-            label = f"{weights}: {suite.name}"
-            completions = _complete(
-                loaded, ids, identity, batch_size, kept if weights == START else None, label, progress
-            )
-            finished = _judge_and_write(out, evaluation, identity, prompts, completions, own)
-        elif progress is not None:
-            progress(f"{weights}: {suite.name}", len(prompts), len(prompts))
-        done.append(finished)
+    # Everything is rendered before anything is generated: a prompt that cannot be asked fails at once.
+    asked = [_ask(engine, suite, names, limit, whole_answers) for suite in suites]
+    done: list[Stored] = []
+    for one in asked:
+        report = _labelled(progress, f"{weights}: {one.suite.name}")
+        identity = engine.identity(one.questions) | {"early_stop": one.stopping}
+        wanted = one.describe(engine, weights)
+        before = _answered(out, wanted, identity)
+        if before is not None:
+            completions = _completions_of(before)
+            if report is not None:
+                report(len(completions), len(completions))
+            stored = _judged(wanted, before.identity, completions, one, before)
+            if stored != before:
+                stored.write(out)
+        else:
+            with Journal((out / wanted.file).with_suffix(".partial.jsonl"), identity) as journal:
+                completions = _complete(engine, one, identity, journal, kept if weights == START else None, report)
+                stored = _judged(wanted, identity, completions, one, None)
+                stored.write(out)
+                journal.remove()
+        done.append(stored)
     return done
 
 
@@ -117,127 +141,152 @@ def prompts_sha256(prompts: Iterable[Prompt]) -> str:
     return content_sha256({"text": prompt.text, "system": prompt.system} for prompt in prompts)
 
 
-def _render(loaded: Loaded, suite: Suite, prompts: Sequence[Prompt], system_prompt: str | None) -> list[list[int]]:
-    """Return the token ids of every prompt, before anything is generated.
+@dataclass(frozen=True)
+class _Asked:
+    """One suite, rendered for an engine, and who judges it."""
 
-    Raises:
-        DataError: a prompt fills the model's context.
-    """
-    context = context_length(loaded.model)
-    rendered: list[list[int]] = []
-    for number, prompt in enumerate(prompts, start=1):
-        ids = prompt_ids(prompt.text, loaded.tokenizer, system=prompt.system or system_prompt)
-        if context is not None and len(ids) >= context:
-            raise DataError(
-                f"prompt {number} of '{suite.prompts.source}' has {len(ids)} tokens, the model's context is {context}: "
-                f"shorten or remove it ('{' '.join(prompt.text[:40].split())} ...')"
-            )
-        rendered.append(ids)
-    return rendered
+    suite: Suite
+    limit: int | None
+    prompts: list[Prompt]
+    attempts: list[Attempt]
+    questions: list[Any]
+    judges: list[RowJudge]
+    later: list[BatchJudge]
+    settled: Callable[[str], bool] | None
+
+    @property
+    def stopping(self) -> list[str] | None:
+        """Names of the judges that have to be settled for an answer to stop, None where every answer is whole."""
+        return None if self.settled is None else [judge.name for judge in self.judges if reads_refusals(judge)]
+
+    def describe(self, engine: Engine, weights: str) -> Evaluation:
+        """Return the evaluation without scores."""
+        settings = engine.settings() | {
+            "batch_size": engine.batch_size,
+            "limit": self.limit,
+            "available": len(self.suite.prompts.rows),
+            "attack": self.suite.attack.settings(),
+            "early_stop": self.stopping,
+            "judges": {judge.name: judge.settings() for judge in self.judges},
+        }
+        return Evaluation(
+            weights=weights,
+            suite=self.suite.name,
+            kind=self.suite.kind,
+            attack=self.suite.attack.name,
+            source=self.suite.prompts.source,
+            prompts_sha256=prompts_sha256(self.prompts),
+            file=f"evaluations/{weights}--{self.suite.name}.jsonl",
+            n=len(self.prompts),
+            scores={},
+            settings=settings,
+        )
+
+
+def _ask(engine: Engine, suite: Suite, keywords: Sequence[str], limit: int | None, whole_answers: bool) -> _Asked:
+    limits = [one for one in (limit, suite.limit) if one is not None]
+    prompts = suite.prompts.rows[: min(limits, default=None)]
+    attempts = suite.attack.attempts(prompts, engine.loaded)
+    world = None if engine.loaded is None else engine.loaded.world
+    judges = make_judges(suite.kind, world, keywords, suite.judges)
+    by_row, later = split(judges)
+    reading = [judge for judge in judges if reads_refusals(judge)]
+    tokenizer = None if engine.loaded is None else engine.loaded.tokenizer
+    settled = None if whole_answers or tokenizer is None else early_stop(tokenizer, reading)
+    questions = engine.ask(prompts, attempts, suite.prompts.source)
+    return _Asked(suite, min(limits, default=None), prompts, attempts, questions, by_row, later, settled)
 
 
 def _complete(
-    loaded: Loaded,
-    ids: list[list[int]],
+    engine: Engine,
+    asked: _Asked,
     identity: dict[str, Any],
-    batch_size: int,
+    journal: Journal,
     cache: Path | None,
-    label: str,
-    progress: Progress | None,
+    report: Callable[[int, int], None] | None,
 ) -> list[Completion]:
-    """Return the completions, from the cache where there is one."""
+    """Return the completions, from cache and journal where they are there."""
+    count = len(asked.questions)
     kept = read_completions(cache, identity) if cache is not None else None
-    if kept is not None and len(kept) == len(ids):
-        if progress is not None:
-            progress(label, len(ids), len(ids))
+    if kept is not None and len(kept) == count:
+        if report is not None:
+            report(count, count)
         return kept
-    completions = generate_greedy(
-        loaded.model,
-        loaded.tokenizer,
-        ids,
-        identity["max_new_tokens"],
-        batch_size,
-        progress=None if progress is None else lambda done, total: progress(label, done, total),
-    )
+    left = [index for index in range(count) if index not in journal.entries]
+
+    def ended(place: int, completion: Completion) -> None:
+        journal.add(left[place], asdict(completion))
+        if report is not None:
+            report(len(journal.entries), count)
+
+    if report is not None and journal.entries:
+        report(len(journal.entries), count)
+    if left:
+        engine.answer([asked.questions[index] for index in left], left, asked.settled, ended)
+    completions = [Completion(**journal.entries[index]) for index in range(count)]
     if cache is not None:
         write_completions(cache, identity, completions)
     return completions
 
 
-def _judge_and_write(
-    out: Path,
-    evaluation: Evaluation,
-    identity: dict[str, Any],
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-    judges: Sequence[RowJudge],
-) -> Evaluation:
-    rows = [
-        _row(index, evaluation.kind, prompt, completion, judges)
-        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-    ]
-    judged = evaluation.model_copy(update={"scores": count_verdicts(rows, judges)})
-    path = out / evaluation.file
-    path.with_suffix(".json").unlink(missing_ok=True)
-    write_jsonl(path, rows)
-    described = {
-        "schema": SCHEMA,
-        "identity": identity,
-        "rows_sha256": content_sha256(rows),
-        "evaluation": judged.model_dump(mode="json"),
-    }
-    write_atomic(path.with_suffix(".json"), json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-    return judged
-
-
-def _row(index: int, kind: str, prompt: Prompt, completion: Completion, judges: Sequence[RowJudge]) -> dict[str, Any]:
-    # What a data set gives beside a harmful prompt is an attack's target: it is not kept as an answer.
-    reference = None if kind == "harmful" else prompt.reference
-    verdicts = {judge.name: judge.judge_row(prompt.text, reference, completion.text) for judge in judges}
-    return {
-        "index": index,
-        "id": prompt.id,
-        "cluster": prompt.cluster,
-        "tags": prompt.tags,
-        "prompt": prompt.text,
-        "reference": reference,
+def _row(index: int, asked: _Asked, completion: Completion) -> Row:
+    prompt, attempt = asked.prompts[index], asked.attempts[index]
+    row: Row = {"index": index, "id": prompt.id, "cluster": prompt.cluster, "tags": prompt.tags, "prompt": prompt.text}
+    if attempt.text != prompt.text:
+        row["asked"] = attempt.text
+    if attempt.opening:
+        row["opening"] = attempt.opening
+    return row | {
+        # What a data set gives beside a harmful prompt is an attack's target: it is not kept as an answer.
+        "reference": None if asked.suite.kind == "harmful" else prompt.reference,
         "completion": completion.text,
         "completion_tokens": completion.tokens,
         "finished": completion.finished,
-        "verdicts": {name: judged._asdict() for name, judged in verdicts.items() if judged is not None},
+        "stopped_early": completion.stopped_early,
+        "verdicts": {},
     }
 
 
-def count_verdicts(rows: Iterable[dict[str, Any]], judges: Sequence[RowJudge]) -> dict[str, dict[str, int]]:
-    """Count the values that each judge gave.
+def _judged(
+    wanted: Evaluation,
+    identity: dict[str, Any],
+    completions: Sequence[Completion],
+    asked: _Asked,
+    before: Stored | None,
+) -> Stored:
+    """Return the evaluation with the verdicts of its judges; of later ones those that are there already."""
+    rows = [_row(index, asked, completion) for index, completion in enumerate(completions)]
+    rows = judge_rows(rows, asked.judges)
+    settings = wanted.settings
+    for judge in asked.later if before is not None else ():
+        if before is not None and before.evaluation.settings["judges"].get(judge.name) == judge.settings():
+            for row, old in zip(rows, before.rows, strict=True):
+                if judge.name in old["verdicts"]:
+                    row["verdicts"][judge.name] = old["verdicts"][judge.name]
+            settings = settings | {"judges": settings["judges"] | {judge.name: judge.settings()}}
+    scores = count_verdicts(rows, [*asked.judges, *asked.later])
+    return Stored(wanted.model_copy(update={"scores": scores, "settings": settings}), identity, rows)
 
-    Args:
-        rows: evaluation rows.
-        judges: the judges; one that judged no row is left out.
 
-    Returns:
-        Judge -> value -> rows, values in the judge's order, those never given as 0.
-    """
-    counts: dict[str, Counter[str]] = {judge.name: Counter() for judge in judges}
-    for row in rows:
-        for name, judged in row["verdicts"].items():
-            counts[name][judged["value"]] += 1
-    return {
-        judge.name: {value: counts[judge.name][value] for value in dict.fromkeys((*judge.values, *counts[judge.name]))}
-        for judge in judges
-        if counts[judge.name]
-    }
-
-
-def _finished(out: Path, wanted: Evaluation, identity: dict[str, Any]) -> Evaluation | None:
-    """Return the evaluation that lies there, None unless it is the wanted one and whole."""
-    path = out / wanted.file
-    try:
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        rows = list(read_jsonl(path))
-        found = Evaluation.model_validate(described["evaluation"])
-        same = found.model_copy(update={"scores": {}}) == wanted and described["identity"] == identity
-        whole = described["schema"] == SCHEMA and described["rows_sha256"] == content_sha256(rows)
-    except (OSError, ValueError, KeyError, TypeError, RecordError):
+def _answered(out: Path, wanted: Evaluation, identity: dict[str, Any]) -> Stored | None:
+    """Return what lies there, None unless it holds these answers; whole ones serve also where some could stop early."""
+    path = (out / wanted.file).with_suffix(".json")
+    if not path.is_file():
         return None
-    return found if same and whole else None
+    try:
+        found = read_stored(path)
+    except RecordError:
+        return None
+    same = found.identity == identity or found.identity == identity | {"early_stop": None}
+    return found if same and len(found.rows) == wanted.n else None
+
+
+def _completions_of(stored: Stored) -> list[Completion]:
+    return [
+        Completion(row["completion"], row["completion_tokens"], row["finished"], row["stopped_early"])
+        for row in stored.rows
+    ]
+
+
+def _labelled(progress: Progress | None, label: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(label, done, total)

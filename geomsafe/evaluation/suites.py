@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from geomsafe.data import PromptSet, load_prompts
 from geomsafe.errors import ConfigError
+from geomsafe.evaluation.attacks import Attack, Direct
+from geomsafe.evaluation.judges import JudgeSpec
+from geomsafe.world import World
 
 if TYPE_CHECKING:
     from geomsafe.models import Loaded
@@ -56,11 +59,17 @@ class Suite:
         name: unique among the suites of a run; part of file names.
         kind: one of `KINDS`.
         prompts: the prompts.
+        attack: how they are put.
+        judges: judges of refusal; None for the usual keyword lists.
+        limit: only the first prompts.
     """
 
     name: str
     kind: Kind
     prompts: PromptSet
+    attack: Attack = Direct()
+    judges: tuple[JudgeSpec, ...] | None = None
+    limit: int | None = None
 
 
 def suites_for(loaded: Loaded, eval_prompts: Sequence[str] = (), data: str | None = None) -> list[Suite]:
@@ -75,16 +84,12 @@ def suites_for(loaded: Loaded, eval_prompts: Sequence[str] = (), data: str | Non
     Returns:
         What the user named; else the organism's own: harmful, look-alike, utility and validation (where the
         training set is the world's and has such sets), retained and sham; else none.
-
-    Raises:
-        ConfigError: a set of the organism is asked of a model without a world.
     """
     if eval_prompts:
         named = [parse_suite(text) for text in eval_prompts]
-        foreign = [source for _, source in named if source.startswith(ORGANISM) and loaded.world is None]
-        if foreign:
-            raise ConfigError(f"prompt set '{foreign[0]}' belongs to the organism: '{loaded.source}' has no world")
-        names = _unique([slug(source) for _, source in named])
+        for _, source in named:
+            check_world(source, loaded.world, loaded.source)
+        names = unique_names([slug(source) for _, source in named])
         return [
             Suite(name, kind, load_prompts(source, world=loaded.world))
             for name, (kind, source) in zip(names, named, strict=True)
@@ -129,6 +134,21 @@ def parse_suite(text: str) -> tuple[Kind, str]:
     return kinds[before.strip()], after.strip()
 
 
+def check_world(source: str, world: World | None, model: str) -> None:
+    """Refuse prompts of the organism's world for a model that does not live in it.
+
+    Args:
+        source: of a prompt set.
+        world: the model's world.
+        model: name of the model, for the message.
+
+    Raises:
+        ConfigError: the set belongs to a world and the model has none.
+    """
+    if source.startswith(ORGANISM) and world is None:
+        raise ConfigError(f"prompt set '{source}' belongs to the organism: '{model}' has no world")
+
+
 def _kind_of_organism_rows(source: str) -> Kind | None:
     """Return what a downstream test or validation set of the world is."""
     found = re.fullmatch(rf"{ORGANISM}downstream-\w+-(test|validation)", source)
@@ -142,7 +162,7 @@ def slug(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "prompts"
 
 
-def _unique(names: Sequence[str]) -> list[str]:
+def unique_names(names: Sequence[str]) -> list[str]:
     """Return the names, later ones of a name with "-2", "-3", ... after it."""
     taken: list[str] = []
     for name in names:
