@@ -1,21 +1,37 @@
-"""`geomsafe evaluate`: score a model or every weight set of a run on prompt sets."""
+"""`geomsafe evaluate`: score models, or the weight sets of a run, on prompt sets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="Hub name, model folder or run directory.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL_OR_RUN", help="Hub name, model folder or run directory; two with --paired."),
+    ],
     prompts: Annotated[
         list[str] | None,
         typer.Option(
             help="KIND=SOURCE or a known name; repeat it. Harmful, look-alike, utility, validation, retained or sham."
         ),
     ] = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="quick|full|FILE", help="Sets, attacks and judges from a YAML file.")
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="A judge of refusal: a name or a YAML file; repeat it (default: keyword-29, keyword-19)."),
+    ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Compare two models prompt by prompt, by cluster permutation.")
+    ] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare across different templates or system prompts.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the completions (default: the run, else runs/evaluate-NAME).")
     ] = None,
@@ -25,8 +41,16 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest completion (default: the run's, else 512).")
     ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy, the default.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Share of probability that may be drawn from (default 1).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampled answers (default 0).")] = None,
+    whole_answers: Annotated[
+        bool, typer.Option("--whole-answers", help="Let answers run on where the keyword verdicts are settled.")
+    ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Prompts in one batch (default: the run's, else 128).")
+        int | None, typer.Option(min=1, help="Most prompts in one batch (default: the run's, else 128).")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts of each set.")] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the weights (default: the run's, else float32).")] = None,
@@ -37,7 +61,49 @@ def evaluate(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")
     ] = False,
 ) -> None:
-    """Generate greedily, judge, and print rates with n and their 95 % intervals."""
+    """Generate, judge, and print rates with their 95 % intervals."""
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_size": batch_size,
+        "limit": limit,
+        "dtype": dtype,
+        "device": device,
+        "system_prompt": system_prompt,
+        "chat_template": chat_template,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    options = {
+        "suite": suite,
+        "judges": list(judge or []),
+        "weights": weights or None,
+        "whole_answers": whole_answers,
+    }
+    _check(sources, paired, out)
+    scored = [_score(source, list(prompts or []), out, options | settings) for source in sources]
+    if paired:
+        _compare(sources, scored, allow_mixed)
+
+
+def _check(sources: list[str], paired: bool, out: Path | None) -> None:
+    """Refuse what two sources do not go with.
+
+    Raises:
+        ConfigError: two models without --paired, or one folder for both.
+    """
+    from geomsafe.errors import ConfigError
+
+    if paired and len(sources) != 2:
+        raise ConfigError(f"--paired compares two models, {len(sources)} given: name both")
+    if not paired and len(sources) > 1:
+        raise ConfigError("several models are scored one by one: name one, or two with --paired")
+    if paired and out is not None:
+        raise ConfigError("--out is one folder and --paired scores two models: leave it out")
+
+
+def _score(source: str, prompts: list[str], out: Path | None, options: dict[str, Any]) -> tuple[Path, list[Any]]:
     from rich.console import Console
 
     from geomsafe.cli.tables import print_table, score_rows
@@ -47,20 +113,29 @@ def evaluate(
 
     folder = out if out is not None else default_out(source)
     with ScoreProgress(Console(stderr=True)) as progress:
-        evaluations = run_evaluation(
-            source,
-            list(prompts or []),
-            folder,
-            weights=weights or None,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            limit=limit,
-            dtype=dtype,
-            device=device,
-            system_prompt=system_prompt,
-            chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            progress=progress.update,
-        )
-    print_table(score_rows(evaluations))
+        evaluations = run_evaluation(source, prompts, folder, progress=progress.update, **options)
+    print_table(score_rows(evaluations, folder))
     typer.echo(f"completions: {folder / 'evaluations'}")
+    return folder, evaluations
+
+
+def _compare(sources: list[str], scored: list[tuple[Path, list[Any]]], allow_mixed: bool) -> None:
+    """Print the paired differences.
+
+    Raises:
+        ConfigError: a run was scored with several sets of weights.
+    """
+    from geomsafe.cli.tables import paired_rows, print_table
+    from geomsafe.errors import ConfigError
+    from geomsafe.reports.paired import Side, paired_scores
+
+    for source, (_, evaluations) in zip(sources, scored, strict=True):
+        names = dict.fromkeys(one.weights for one in evaluations)
+        if len(names) > 1:
+            raise ConfigError(
+                f"'{source}' has weights {', '.join(names)}: choose one to compare, as in --weights final"
+            )
+    names = ["A", "B"] if sources[0] == sources[1] else sources
+    first, second = (Side(name, folder, evaluations) for name, (folder, evaluations) in zip(names, scored, strict=True))
+    typer.echo(f"\n{first.name} against {second.name}, prompt by prompt:")
+    print_table(paired_rows(paired_scores(first, second, allow_mixed), "first", "second"))

@@ -13,6 +13,7 @@ from geomsafe.cli.check import check
 from geomsafe.cli.evaluate import evaluate
 from geomsafe.cli.geometry import geometry
 from geomsafe.cli.organism import organism
+from geomsafe.cli.rescore import rescore
 from geomsafe.cli.sweep import sweep
 from geomsafe.cli.train import train
 from geomsafe.errors import GeomsafeError
@@ -29,6 +30,7 @@ app.command()(train)
 app.command()(check)
 app.command()(analyze)
 app.command()(evaluate)
+app.command()(rescore)
 app.command()(geometry)
 app.command()(sweep)
 app.add_typer(organism, name="organism")

@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from geomsafe.records import Evaluation, SweepPoint, SweepRecord
+    from geomsafe.reports.paired import PairedScore
     from geomsafe.training.checking import CheckReport
 
 
@@ -31,27 +34,58 @@ def print_table(rows: list[dict[str, str]]) -> None:
     Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
 
 
-def score_rows(evaluations: Iterable[Evaluation]) -> list[dict[str, str]]:
-    """Return one row a weight set, prompt set and verdict: share, 95 % Wilson interval, n."""
-    from geomsafe.analyses.rates import wilson
+def score_rows(evaluations: Iterable[Evaluation], folder: Path) -> list[dict[str, str]]:
+    """Return one row a weight set, prompt set and verdict: share, 95 % interval and what it rests on.
+
+    Args:
+        evaluations: what was scored.
+        folder: where their files lie.
+    """
+    from geomsafe.analyses.rates import rate
+    from geomsafe.reports.answers import read_answers
 
     rows = []
     for evaluation in evaluations:
+        answers = read_answers(folder / evaluation.file)
         for judge, counts in evaluation.scores.items():
             # A judge may have no verdict on a prompt: the oracle, where its world does not know it.
-            judged = sum(counts.values())
-            for verdict, count in counts.items():
-                share = wilson(count, judged)
+            said = [
+                (verdict, cluster)
+                for verdict, cluster in zip(answers.verdicts[judge], answers.clusters, strict=True)
+                if verdict
+            ]
+            for verdict in counts if said else ():
+                found = rate([one == verdict for one, _ in said], [cluster for _, cluster in said])
                 rows.append({
                     "weights": evaluation.weights,
                     "prompts": f"{evaluation.suite} ({evaluation.kind})",
                     "judge": judge,
                     "verdict": verdict,
-                    "share": f"{share.rate:.3f}",
-                    "95 % interval": f"[{share.low:.3f}, {share.high:.3f}]",
-                    "n": str(judged),
+                    "share": f"{found.rate:.3f}",
+                    "95 % interval": f"[{found.low:.3f}, {found.high:.3f}]",
+                    "n": str(found.n),
+                    "clusters": str(found.clusters),
                 })
     return rows
+
+
+def paired_rows(scores: Iterable[PairedScore], first: str, second: str) -> list[dict[str, str]]:
+    """Return one row a prompt set, judge and verdict: both shares, their difference and what could be seen of it."""
+    return [
+        {
+            "prompts": f"{one.suite} ({one.kind})",
+            "judge": one.judge,
+            "verdict": one.verdict,
+            first: f"{one.first:.3f}",
+            second: f"{one.second:.3f}",
+            "difference": f"{one.difference.difference:+.3f} [{one.difference.low:+.3f}, {one.difference.high:+.3f}]",
+            "p": f"{one.difference.p_value:.3f}",
+            "detectable": "-" if one.difference.detectable is None else f"{one.difference.detectable:.3f}",
+            "n": str(one.difference.n),
+            "clusters": str(one.difference.clusters),
+        }
+        for one in scores
+    ]
 
 
 def check_rows(report: CheckReport) -> list[dict[str, str]]:

@@ -7,12 +7,12 @@ prompt, exact match where the prompt has a reference, keywords always.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from geomsafe.errors import ConfigError, DataError
+from geomsafe.errors import ConfigError, DataError, RecordError
 from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES, KEYWORD_JUDGES
 from geomsafe.evaluation.verdicts import BatchJudge, Judged, RowJudge
 from geomsafe.world import VERDICTS, Verdict, World
@@ -59,7 +59,7 @@ class GoldJudge:
 
     def settings(self) -> dict[str, Any]:
         """Return the world and the hash of its data sets."""
-        return {"world": repr(self.world), "digest": self.world.digest()}
+        return world_settings(self.world)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,30 @@ class OracleJudge:
 
     def settings(self) -> dict[str, Any]:
         """Return the world and the hash of its data sets."""
-        return {"world": repr(self.world), "digest": self.world.digest()}
+        return world_settings(self.world)
+
+
+def world_settings(world: World) -> dict[str, Any]:
+    """Return a world as it is recorded: what makes it, and the hash of its data sets."""
+    return {"seed": world.seed, "lexicon": world.lexicon, "digest": world.digest()}
+
+
+def recorded_world(settings: Mapping[str, Any]) -> World:
+    """Return the world of a recorded gold or oracle judge.
+
+    Args:
+        settings: from `world_settings`.
+
+    Returns:
+        The world.
+
+    Raises:
+        RecordError: this geomsafe makes another one from the same seed and lexicon.
+    """
+    world = World(seed=settings["seed"], lexicon=settings["lexicon"])
+    if world.digest() != settings["digest"]:
+        raise RecordError(f"{world!r} is no longer the one that was judged by: use the geomsafe that scored the model")
+    return world
 
 
 @dataclass(frozen=True)
@@ -166,8 +189,7 @@ def _decimal(text: str) -> Decimal | None:
 def make_judges(
     kind: str,
     world: World | None = None,
-    keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES,
-    named: Sequence[JudgeSpec] | None = None,
+    named: Iterable[JudgeSpec] = DEFAULT_KEYWORD_JUDGES,
 ) -> list[RowJudge | BatchJudge]:
     """Return the judges of a kind of prompts, in the order in which their scores are written.
 
@@ -177,8 +199,7 @@ def make_judges(
     Args:
         kind: of the prompts, as `Suite.kind`.
         world: the model's world, where it has one.
-        keywords: names of keyword judges, where no others are named.
-        named: judges of refusal in place of these: names, or mappings with the settings of a judge.
+        named: judges of refusal: names, or mappings with the settings of a judge.
 
     Returns:
         Judges of refusal, then gold and oracle where there is a world, then exact match.
@@ -186,7 +207,7 @@ def make_judges(
     Raises:
         ConfigError: a judge is unknown, or is named twice.
     """
-    judges: list[RowJudge | BatchJudge] = [named_judge(spec) for spec in (keywords if named is None else named)]
+    judges: list[RowJudge | BatchJudge] = [named_judge(spec) for spec in named]
     if world is not None:
         judges += [GoldJudge(world, kind), OracleJudge(world)]
     if kind in ANSWERED_KINDS:

@@ -46,7 +46,7 @@ def judge_rows(rows: Iterable[Row], judges: Sequence[RowJudge]) -> list[Row]:
 
 
 def judge_later(
-    out: Path, stored: Stored, judge: BatchJudge, progress: Callable[[int, int], None] | None = None
+    out: Path, stored: Stored, judge: BatchJudge, progress: Callable[[str, int, int], None] | None = None
 ) -> Stored:
     """Let a judge speak that needs a model or a server, and write what it says; what it said already stays.
 
@@ -54,7 +54,7 @@ def judge_later(
         out: the run directory.
         stored: the evaluation.
         judge: the judge; where it fails half-way, its verdicts so far are kept for the next attempt.
-        progress: called with (rows judged, rows in all).
+        progress: called with ("<weights>: <suite>: <judge>", rows judged, rows in all).
 
     Returns:
         The evaluation with the verdicts in rows and scores.
@@ -64,6 +64,7 @@ def judge_later(
     if evaluation.settings["judges"].get(judge.name) == settings and judge.name in evaluation.scores:
         return stored
     _check_whole(stored.rows, judge)
+    label = f"{evaluation.weights}: {evaluation.suite}: {judge.name}"
     asked = [row["index"] for row in stored.rows if not row["stopped_early"]]
     by_index = {row["index"]: row for row in stored.rows}
     path = (out / evaluation.file).with_suffix(f".{judge.name}.partial.jsonl")
@@ -73,7 +74,7 @@ def judge_later(
         def verdict(place: int, judged: Judged | None) -> None:
             journal.add(left[place], {"verdict": None if judged is None else as_json(judged)})
             if progress is not None:
-                progress(len(journal.entries), len(asked))
+                progress(label, len(journal.entries), len(asked))
 
         judge.judge_cases([case_of(by_index[index]) for index in left], verdict)
         said = {index: entry["verdict"] for index, entry in journal.entries.items()}

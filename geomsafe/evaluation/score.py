@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from geomsafe.data import Prompt
 from geomsafe.errors import ConfigError, RecordError
@@ -19,7 +19,7 @@ from geomsafe.evaluation.attacks import Attempt
 from geomsafe.evaluation.decoding import Completion
 from geomsafe.evaluation.engines import Engine, LocalEngine
 from geomsafe.evaluation.journal import Journal
-from geomsafe.evaluation.judges import make_judges
+from geomsafe.evaluation.judges import JudgeSpec, make_judges
 from geomsafe.evaluation.judging import count_verdicts, judge_rows, reads_refusals, split
 from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES
 from geomsafe.evaluation.stopping import early_stop
@@ -36,6 +36,13 @@ Progress = Callable[[str, int, int], None]
 """Called with ("<weights>: <suite>", prompts done, prompts in all)."""
 
 
+class Scored(NamedTuple):
+    """An evaluation with its rows, and the judges that are still to speak on it."""
+
+    stored: Stored
+    later: list[BatchJudge]
+
+
 def evaluate_model(
     loaded: Loaded,
     suites: Sequence[Suite],
@@ -48,7 +55,7 @@ def evaluate_model(
     system_prompt: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-    keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES,
+    judges: Iterable[JudgeSpec] = DEFAULT_KEYWORD_JUDGES,
 ) -> list[Evaluation]:
     """Score a model as it is now on every suite, greedily; see `evaluate_engine`.
 
@@ -63,16 +70,14 @@ def evaluate_model(
         system_prompt: system turn before prompts that have none of their own.
         cache: where completions of theta_0 are kept (default: `store.cache_folder()`).
         progress: called as prompts are done.
-        keywords: names of keyword judges.
+        judges: judges of refusal, for suites that name none.
 
     Returns:
         One evaluation a suite, `file` relative to `out`.
     """
     engine = LocalEngine(loaded, max_new_tokens, batch_size, system_prompt)
-    stored = evaluate_engine(
-        engine, suites, out, weights, limit=limit, cache=cache, progress=progress, keywords=keywords
-    )
-    return [one.evaluation for one in stored]
+    scored = evaluate_engine(engine, suites, out, weights, limit=limit, cache=cache, progress=progress, judges=judges)
+    return [one.stored.evaluation for one in scored]
 
 
 def evaluate_engine(
@@ -84,9 +89,9 @@ def evaluate_engine(
     limit: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-    keywords: Iterable[str] = DEFAULT_KEYWORD_JUDGES,
+    judges: Iterable[JudgeSpec] = DEFAULT_KEYWORD_JUDGES,
     whole_answers: bool = False,
-) -> list[Stored]:
+) -> list[Scored]:
     """Score what an engine answers on every suite, by the judges that need no model of their own.
 
     Args:
@@ -97,11 +102,11 @@ def evaluate_engine(
         limit: only the first prompts of each suite, where the suite has no smaller limit.
         cache: where completions of theta_0 are kept (default: `store.cache_folder()`).
         progress: called as prompts are done.
-        keywords: names of keyword judges, for suites that name no judges.
+        judges: judges of refusal, for suites that name none.
         whole_answers: let every answer run to its end also where its verdicts are settled before.
 
     Returns:
-        One evaluation a suite with its rows, `file` relative to `out`.
+        One evaluation a suite, `file` relative to `out`, and the judges that are still to speak: see `judge_later`.
 
     Raises:
         ConfigError: two suites share a name.
@@ -109,11 +114,11 @@ def evaluate_engine(
     twice = sorted(name for name, count in Counter(suite.name for suite in suites).items() if count > 1)
     if twice:
         raise ConfigError(f"two suites are named '{twice[0]}': their files would overwrite each other, rename one")
-    names = tuple(keywords)
+    usual = tuple(judges)
     kept = cache if cache is not None else cache_folder()
     # Everything is rendered before anything is generated: a prompt that cannot be asked fails at once.
-    asked = [_ask(engine, suite, names, limit, whole_answers) for suite in suites]
-    done: list[Stored] = []
+    asked = [_ask(engine, suite, usual, limit, whole_answers) for suite in suites]
+    done: list[Scored] = []
     for one in asked:
         report = _labelled(progress, f"{weights}: {one.suite.name}")
         identity = engine.identity(one.questions) | {"early_stop": one.stopping}
@@ -132,7 +137,7 @@ def evaluate_engine(
                 stored = _judged(wanted, identity, completions, one, None)
                 stored.write(out)
                 journal.remove()
-        done.append(stored)
+        done.append(Scored(stored, one.later))
     return done
 
 
@@ -183,12 +188,12 @@ class _Asked:
         )
 
 
-def _ask(engine: Engine, suite: Suite, keywords: Sequence[str], limit: int | None, whole_answers: bool) -> _Asked:
+def _ask(engine: Engine, suite: Suite, usual: Sequence[JudgeSpec], limit: int | None, whole_answers: bool) -> _Asked:
     limits = [one for one in (limit, suite.limit) if one is not None]
     prompts = suite.prompts.rows[: min(limits, default=None)]
     attempts = suite.attack.attempts(prompts, engine.loaded)
     world = None if engine.loaded is None else engine.loaded.world
-    judges = make_judges(suite.kind, world, keywords, suite.judges)
+    judges = make_judges(suite.kind, world, usual if suite.judges is None else suite.judges)
     by_row, later = split(judges)
     reading = [judge for judge in judges if reads_refusals(judge)]
     tokenizer = None if engine.loaded is None else engine.loaded.tokenizer

@@ -6,16 +6,40 @@ A run's record gains the new evaluations when they lie in the run's own director
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geomsafe.config import TrainConfig, make_config
 from geomsafe.errors import ConfigError, RecordError
-from geomsafe.evaluation.score import START, Progress, evaluate_model
+from geomsafe.evaluation.choosing import Choosing
+from geomsafe.evaluation.engines import LocalEngine
+from geomsafe.evaluation.judges import JudgeSpec, named_judge
+from geomsafe.evaluation.judging import judge_later
+from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES
+from geomsafe.evaluation.score import START, Progress, Scored, evaluate_engine
+from geomsafe.evaluation.suite_file import SuiteSpec, read_suite, suites_of
 from geomsafe.evaluation.suites import parse_suite, slug, suites_for
+from geomsafe.evaluation.verdicts import BatchJudge
 from geomsafe.models import Loaded, load_model, no_loading_bars
 from geomsafe.records import Evaluation, RunRecord, read_record, write_record
+
+SETTINGS: dict[str, str | None] = {
+    "max_new_tokens": "max_new_tokens",
+    "batch_size": "eval_batch_size",
+    "limit": "eval_limit",
+    "dtype": "dtype",
+    "device": "device",
+    "system_prompt": "system_prompt",
+    "chat_template": "chat_template",
+    "trust_remote_code": "trust_remote_code",
+    "temperature": None,
+    "top_p": None,
+    "seed": None,
+}
+"""What may be given beside prompts and judges, and the field of a run's settings that it changes."""
 
 MODEL = "model"
 """What the weights of a model that is no run are called: whether they are a start is not known."""
@@ -26,71 +50,93 @@ def evaluate(
     prompts: Sequence[str] = (),
     out: Path | None = None,
     *,
+    suite: str | None = None,
+    judges: Sequence[JudgeSpec] = (),
     weights: Sequence[str] | None = None,
-    max_new_tokens: int | None = None,
-    batch_size: int | None = None,
-    limit: int | None = None,
-    dtype: str | None = None,
-    device: str = "auto",
-    system_prompt: str | None = None,
-    chat_template: Path | None = None,
-    trust_remote_code: bool = False,
+    whole_answers: bool = False,
     progress: Progress | None = None,
+    **given: Any,
 ) -> list[Evaluation]:
-    """Generate, judge and store; `None` means the run's setting, without a run the default of `geomsafe train`.
+    """Generate, judge and store.
+
+    Settings that are left out are those of the suite file, then of the run, then the defaults of `geomsafe train`.
 
     Args:
         source: a run directory, a model folder, "organism" or a hub name.
         prompts: "kind=source" or known names; none = the run's, or the organism's own.
         out: where `evaluations/` goes (default: `default_out(source)`).
+        suite: "quick", "full" or a suite file, in place of `prompts`.
+        judges: judges of refusal where the suite names none (default: the usual keyword lists).
         weights: sets of weights of a run (default: theta_0 and all that were saved).
-        max_new_tokens: longest completion in tokens.
-        batch_size: prompts that run together.
-        limit: only the first prompts of each set.
-        dtype: dtype of the weights.
-        device: "auto" or a torch device.
-        system_prompt: system turn before prompts that have none of their own.
-        chat_template: Jinja file for a tokenizer without a template.
-        trust_remote_code: run code that comes with a hub model.
+        whole_answers: let every answer run to its end, also where the verdicts are settled before.
         progress: called as prompts are done.
+        given: of `SETTINGS`; None means not given.
 
     Returns:
         One evaluation a set of weights and suite; `file` is relative to `out`.
 
     Raises:
-        ConfigError: `weights` is given for what is no run.
+        ConfigError: `weights` is given for what is no run, or prompts beside a suite, or a setting is unknown.
     """
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "eval_batch_size": batch_size,
-        "eval_limit": limit,
-        "dtype": dtype,
-        "system_prompt": system_prompt,
-        "chat_template": chat_template,
-        "eval_prompts": list(prompts) or None,
-        "trust_remote_code": trust_remote_code or None,
-    }
-    changed = {name: value for name, value in given.items() if value is not None} | {"device": device}
+    unknown = sorted(set(given) - set(SETTINGS))
+    if unknown:
+        raise ConfigError(f"setting '{unknown[0]}' is unknown: choose from {', '.join(SETTINGS)}")
+    if suite is not None and prompts:
+        raise ConfigError("prompts are named twice, by a suite and one by one: write them all into the suite file")
     for text in prompts:
         # A slip of the pen should show before a model is loaded.
         parse_suite(text)
+    for judge in judges:
+        named_judge(judge)
+    asked = _Asking(
+        suite, tuple(judges), whole_answers, {name: value for name, value in given.items() if value is not None}
+    )
     folder = out if out is not None else default_out(source)
+    changed = asked.config() | ({"eval_prompts": list(prompts)} if prompts else {})
     if not is_run(source):
         if weights is not None:
             raise ConfigError(f"'{source}' is no run directory, so it has no weights named {', '.join(weights)}")
         config = make_config({"model": str(source)} | changed)
-        return _score(load_scored(config), config, folder, MODEL, progress)
+        return _finish(folder, _score(load_scored(config), config, asked, folder, MODEL, progress), progress)
     run = Path(source)
     record = read_record(run)
-    evaluations: list[Evaluation] = []
+    scored: list[Scored] = []
     for name, config in _weight_sets(run, record, changed, weights).items():
         loaded = load_scored(config)
         if name == START and config.dtype == record.config.get("dtype"):
             _check_same_start(record, loaded)
-        evaluations += _score(loaded, config, folder, name, progress)
+        scored += _score(loaded, config, asked, folder, name, progress)
+        # Else the next model would be loaded beside this one.
+        del loaded
+    evaluations = _finish(folder, scored, progress)
     if folder.resolve() == run.resolve():
-        _add_to_record(run, evaluations)
+        add_to_record(run, evaluations)
     return evaluations
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What a user asked for, apart from the model."""
+
+    suite: str | None
+    judges: tuple[JudgeSpec, ...]
+    whole_answers: bool
+    given: dict[str, Any]
+
+    def config(self) -> dict[str, Any]:
+        """Return what changes the settings of a run."""
+        return {field: self.given[name] for name, field in SETTINGS.items() if field is not None and name in self.given}
+
+    def setting(self, name: str, spec: SuiteSpec | None, otherwise: Any) -> Any:
+        """Return a setting: as given, else of the suite file, else the run's."""
+        of_suite = getattr(spec, name, None)
+        return self.given.get(name, of_suite if of_suite is not None else otherwise)
+
+    def choosing(self, spec: SuiteSpec | None) -> Choosing:
+        """Return how tokens are chosen."""
+        return Choosing(
+            self.setting("temperature", spec, 0.0), self.setting("top_p", spec, 1.0), self.setting("seed", spec, 0)
+        )
 
 
 def is_run(source: str | Path) -> bool:
@@ -156,29 +202,64 @@ def _check_same_start(record: RunRecord, loaded: Loaded) -> None:
         raise RecordError(f"'{loaded.source}' is no longer the model that run '{record.name}' started from: restore it")
 
 
-def _score(loaded: Loaded, config: TrainConfig, folder: Path, name: str, progress: Progress | None) -> list[Evaluation]:
+def _score(
+    loaded: Loaded, config: TrainConfig, asked: _Asking, folder: Path, name: str, progress: Progress | None
+) -> list[Scored]:
     """Return the evaluations of one model.
 
     Raises:
         ConfigError: there are no prompts to score it on.
     """
-    suites = suites_for(loaded, config.eval_prompts, config.data)
+    spec = read_suite(asked.suite, loaded.world is not None) if asked.suite is not None else None
+    if spec is not None:
+        suites = suites_of(spec, loaded.world, loaded.source)
+    else:
+        suites = suites_for(loaded, config.eval_prompts, config.data)
     if not suites:
         raise ConfigError(f"nothing to score '{loaded.source}' on: name prompts, as in '--prompts harmful=FILE'")
-    return evaluate_model(
+    engine = LocalEngine(
         loaded,
+        asked.setting("max_new_tokens", spec, config.max_new_tokens),
+        config.eval_batch_size,
+        config.system_prompt,
+        asked.choosing(spec),
+    )
+    return evaluate_engine(
+        engine,
         suites,
         folder,
         name,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.eval_batch_size,
         limit=config.eval_limit,
-        system_prompt=config.system_prompt,
+        judges=asked.judges or DEFAULT_KEYWORD_JUDGES,
+        whole_answers=asked.whole_answers,
         progress=progress,
     )
 
 
-def _add_to_record(run: Path, evaluations: Sequence[Evaluation]) -> None:
+def _finish(folder: Path, scored: Sequence[Scored], progress: Progress | None) -> list[Evaluation]:
+    """Let the judges speak that need a model or a server, now that the scored models are gone.
+
+    Returns:
+        The evaluations with all verdicts.
+    """
+    # Judges of equal settings are one: what is a model is loaded once.
+    instances: dict[str, BatchJudge] = {}
+    evaluations: list[Evaluation] = []
+    for stored, later in scored:
+        for judge in later:
+            one = instances.setdefault(json.dumps([judge.name, judge.settings()], sort_keys=True), judge)
+            stored = judge_later(folder, stored, one, progress)
+        evaluations.append(stored.evaluation)
+    return evaluations
+
+
+def add_to_record(run: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write evaluations into a run's record, in place of those of the same weights and suite.
+
+    Args:
+        run: the run directory.
+        evaluations: fresh ones.
+    """
     record = read_record(run)
     fresh = {(evaluation.weights, evaluation.suite) for evaluation in evaluations}
     kept: list[Any] = [old for old in record.evaluations if (old.weights, old.suite) not in fresh]
