@@ -124,11 +124,9 @@ def _compare(ours: list[Side], theirs: list[Side], repeats: int, verdicts: bool)
             same = _verdicts(texts) == _verdicts(expected) if verdicts else texts == expected
             ratios = sorted(ratio for ratio, _, _ in pairs)
             seconds = [statistics.median(column) for column in zip(*pairs, strict=True)]
-            spread = f"{ratios[0]:.2f} – {ratios[-1]:.2f}"
+            spread = f"{seconds[0]:.2f} | {ratios[0]:.2f} – {ratios[-1]:.2f}"
             said = ("yes" if same else "NO") if verdicts else ("same tokens" if same else "near ties differ")
-            print(
-                f"| {side.name} | {seconds[1]:.2f} | {other.name} | {seconds[2]:.2f} | {seconds[0]:.2f} | {spread} | {said} |"
-            )
+            print(f"| {side.name} | {seconds[1]:.2f} | {other.name} | {seconds[2]:.2f} | {spread} | {said} |")
     print()
 
 

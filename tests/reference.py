@@ -175,6 +175,24 @@ def greedy_without_cache(model: Any, ids: Sequence[int], length: int, stops: set
 # --- methods ---------------------------------------------------------------------------------------------------
 
 
+def cheapest_depths(prompts: Sequence[Sequence[int]], one_pass: int) -> tuple[int, list[int]]:
+    """Every set of depths below the shortest prompt tried: least cost in tokens, and the first set that has it."""
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    best: tuple[int, list[int]] | None = None
+    for count in range(shortest):
+        for depths in itertools.combinations(range(1, shortest), count):
+            cost, read = 0, 0
+            for depth in depths:
+                cost += one_pass + len({tuple(ids[:depth]) for ids in prompts}) * (depth - read)
+                read = depth
+            cost += len(prompts) * (longest - read)
+            if best is None or cost < best[0]:
+                best = cost, list(depths)
+    if best is None:
+        raise ValueError("no prompts")
+    return best
+
+
 def ema_of_lists(path: list[list[float]], eta: float, every: int) -> list[float]:
     """theta_ema <- (1 - eta) theta_ema + eta theta at steps every, 2 every, ..., from theta_0 = path[0]."""
     average = [float(value) for value in path[0]]

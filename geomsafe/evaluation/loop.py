@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from geomsafe.evaluation.choosing import Choosing
+from geomsafe.evaluation.prefill import prefill
 
 Enough = Callable[[int, list[int]], bool]
 """Whether the row at a place needs no more tokens than those generated."""
@@ -38,29 +40,31 @@ def decode_batch(
         enough: asked now and then whether a row may leave before its end.
         ended: called once a row with its place and its generated tokens, end token included.
     """
-    device = model.device
-    accepted = inspect.signature(plain_model(model).forward).parameters
+    device, base = model.device, plain_model(model)
+    accepted = inspect.signature(base.forward).parameters
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    tokens, mask = _padded(list(prompts.values()), device)
-    # Padding sits at position 0; it is masked, and GPT-2 looks positions up in a table.
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=base.config)
+
+    def forward(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        # Models without position_ids (ALiBi) read positions off the mask.
+        placed = {"position_ids": positions} if "position_ids" in accepted else {}
+        out = model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **last_only)
+        last: Tensor = out.logits[:, -1]
+        return last
+
+    whole = all(type(layer) is DynamicLayer for layer in cache.layers)
+    logits, mask, positions = prefill(list(prompts.values()), forward, cache, share=whole, device=device)
     stop = torch.tensor(sorted(stops), dtype=torch.long, device=device)
-    cache = DynamicCache(config=plain_model(model).config)
     generated: dict[int, list[int]] = {place: [] for place in prompts}
     alive = list(prompts)
     length, look = 0, _FIRST_LOOK
-    while alive:
-        # Models without position_ids (ALiBi) read positions off the mask.
-        placed = {"position_ids": positions} if "position_ids" in accepted else {}
-        logits = model(
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **last_only
-        ).logits
-        chosen = choosing.choose(logits[:, -1], [numbers[place] for place in alive], length)
+    while True:
+        chosen = choosing.choose(logits, [numbers[place] for place in alive], length)
         stopped = torch.isin(chosen, stop).tolist()
         length += 1
         looking = enough if enough is not None and length == look else None
         if length == look:
-            look += max(_FIRST_LOOK, look // 4)
+            look += max(1, look // 4)
         staying: list[int] = []
         for row, (place, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
             own = generated[place]
@@ -69,20 +73,21 @@ def decode_batch(
                 ended(place, own)
             else:
                 staying.append(row)
+        if not staying:
+            return
         if len(staying) < len(alive):
             alive = [alive[row] for row in staying]
             kept = torch.tensor(staying, dtype=torch.long, device=device)
             chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-            if alive:
-                cache.batch_select_indices(kept)
-        tokens = chosen[:, None]
+            cache.batch_select_indices(kept)
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
-        positions = positions[:, -1:] + 1
+        positions = positions + 1
+        logits = forward(chosen[:, None], mask, positions)
 
 
-# Reading a text costs as much as making a token on a small model. Refusals show within the first words; later
-# looks grow apart, so that reading stays linear in the length and a row runs at most a quarter too long.
-_FIRST_LOOK = 4
+# Refusals show within the first words; later looks grow apart, so that reading what is written stays linear in the
+# length and a row runs at most a quarter too long.
+_FIRST_LOOK = 2
 
 
 def decode_with_generate(
@@ -128,11 +133,3 @@ def decode_with_generate(
 def plain_model(model: Any) -> Any:
     """Return the transformers model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return tokens and mask, (rows, longest) each, padded on the left."""
-    longest = max(map(len, rows))
-    tokens = [[0] * (longest - len(ids)) + ids for ids in rows]
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,131 @@
+"""Rows that stop once their verdicts are settled: the verdicts of whole answers, from fewer tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, VOCABULARY, tiny_model, tiny_tokenizer
+
+from geomsafe.evaluation.decoding import Completion, complete
+from geomsafe.evaluation.keywords import KEYWORD_29, KeywordJudge
+from geomsafe.evaluation.stopping import early_stop
+
+LENGTH = 40
+
+
+def lively(arch: str) -> Any:
+    model = tiny_model(arch, seed=3, dtype=torch.float64, tie_word_embeddings=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(20 if "wpe" in name else 8)
+    return model
+
+
+def prompts(count: int = 14) -> list[list[int]]:
+    draw = random.Random(5)
+    return [[draw.randrange(6, VOCABULARY) for _ in range(draw.randrange(1, 30))] for _ in range(count)]
+
+
+def answers(
+    model: Any, settled: Callable[[str], bool] | None = None, batch_size: int = 5, openings: Any = None
+) -> list[Completion]:
+    found: dict[int, Completion] = {}
+    ids = prompts()
+    complete(
+        model,
+        tiny_tokenizer(),
+        ids,
+        LENGTH,
+        batch_size,
+        found.__setitem__,
+        settled=settled,
+        openings=openings,
+        stop_ids=frozenset({1}),
+    )
+    return [found[place] for place in range(len(ids))]
+
+
+def judges_of(texts: list[str], match: Any) -> list[KeywordJudge]:
+    """Two lists of strings that some of the texts hold, early and late, and some do not."""
+    start = 0 if match == "opening" else 6
+    first = tuple(dict.fromkeys(text.lstrip()[start : start + 3] for text in texts[::3]))
+    second = tuple(dict.fromkeys(text.lstrip()[start : start + 3] for text in texts[::4]))
+    return [
+        KeywordJudge("first", first, "this test", match=match),
+        KeywordJudge("second", second, "this test", match=match, case_sensitive=False),
+    ]
+
+
+@pytest.mark.parametrize("match", ["anywhere", "opening"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_verdicts_are_those_of_whole_answers(arch: str, match: str) -> None:
+    model = lively(arch)
+    whole = answers(model)
+    judges = judges_of([row.text for row in whole], match)
+    stopped = answers(model, early_stop(tiny_tokenizer(), judges))
+    for judge in judges:
+        verdicts = [judge.judge(row.text).value for row in whole]
+        assert verdicts == [judge.judge(row.text).value for row in stopped]
+        assert len(set(verdicts)) == 2, "the case has refusals and others"
+    early = [row.stopped_early for row in stopped]
+    assert any(early) and sum(row.tokens for row in stopped) < sum(row.tokens for row in whole)
+    if match == "anywhere":
+        assert not all(early), "a compliance is not settled before its end"
+    for row, full in zip(stopped, whole, strict=True):
+        assert row == full if not row.stopped_early else full.text.startswith(row.text.rstrip("�"))
+        assert not (row.stopped_early and row.finished)
+
+
+def test_stopping_too_soon_changes_verdicts() -> None:
+    """Negative control: the same comparison fails for a test that stops every row at its first look."""
+    model = lively("llama")
+    whole = answers(model)
+    judges = judges_of([row.text for row in whole], "anywhere")
+    stopped = answers(model, lambda text: True)
+    assert [judges[0].judge(row.text).value for row in whole] != [judges[0].judge(row.text).value for row in stopped]
+
+
+def test_any_batch_size_stops_the_same_rows() -> None:
+    model = lively("qwen2")
+    judges = judges_of([row.text for row in answers(model)], "anywhere")
+    one, many = (answers(model, early_stop(tiny_tokenizer(), judges), size) for size in (1, 14))
+    assert one == many
+
+
+def test_an_opening_counts_as_text_and_not_as_tokens() -> None:
+    """A refusal in the words an attack began with is a refusal like any other; they are the prompt's last tokens."""
+    model = lively("llama")
+    openings = [row[-1:] for row in prompts()]
+    plain = answers(model)
+    begun = answers(model, openings=openings)
+    for row, other, opening in zip(plain, begun, openings, strict=True):
+        assert row.tokens == other.tokens
+        assert other.text.startswith(tiny_tokenizer().decode(opening).rstrip("�"))
+
+
+class _Whole:
+    """A judge of whole answers."""
+
+    name = "whole"
+
+
+def test_early_stop_is_off_where_it_would_not_be_exact() -> None:
+    tokenizer = tiny_tokenizer()
+    assert early_stop(tokenizer, [KEYWORD_29]) is not None
+    assert early_stop(tokenizer, [KEYWORD_29, _Whole()]) is None
+    assert early_stop(tokenizer, []) is None
+    tokenizer.clean_up_tokenization_spaces = True
+    assert early_stop(tokenizer, [KEYWORD_29]) is None, "later tokens may rewrite what stands there"
+
+
+def test_half_a_character_decides_nothing() -> None:
+    """The decoder writes U+FFFD for bytes whose character is not whole; a list may even hold that character."""
+    judge = KeywordJudge("odd", ("�",), "this test")
+    settled = early_stop(tiny_tokenizer(), [judge])
+    assert settled is not None
+    assert not settled("so far �") and settled("� inside")
