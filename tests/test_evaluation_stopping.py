@@ -51,13 +51,21 @@ def answers(
 
 
 def judges_of(texts: list[str], match: Any) -> list[KeywordJudge]:
-    """Two lists of strings that some of the texts hold, early and late, and some do not."""
-    start = 0 if match == "opening" else 6
-    first = tuple(dict.fromkeys(text.lstrip()[start : start + 3] for text in texts[::3]))
-    second = tuple(dict.fromkeys(text.lstrip()[start : start + 3] for text in texts[::4]))
+    """Two lists of strings, each in some of the texts and not in others, where `match` looks for them."""
+
+    def strings(length: int) -> tuple[str, ...]:
+        found: list[str] = []
+        for text in texts[::2]:
+            start = 0 if match == "opening" else 4
+            string = text.lstrip()[start : start + length]
+            hits = {place for place, other in enumerate(texts) if any(one in other for one in [*found, string])}
+            if len(hits) < len(texts):
+                found.append(string)
+        return tuple(found)
+
     return [
-        KeywordJudge("first", first, "this test", match=match),
-        KeywordJudge("second", second, "this test", match=match, case_sensitive=False),
+        KeywordJudge("first", strings(3), "this test", match=match),
+        KeywordJudge("second", strings(5), "this test", match=match, case_sensitive=False),
     ]
 
 
