@@ -38,3 +38,9 @@ class TrainingError(GeomsafeError):
     """A run stopped: the loss is not finite, or what resume needs is not there."""
 
     exit_code = 1
+
+
+class ServerError(GeomsafeError):
+    """A model server cannot be reached, refuses a request or answers what makes no sense."""
+
+    exit_code = 1
