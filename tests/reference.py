@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import string
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -170,6 +171,37 @@ def greedy_without_cache(model: Any, ids: Sequence[int], length: int, stops: set
             if text[-1] in stops:
                 break
     return text[len(ids) :]
+
+
+def slow_word_f1(answer: str, reference: str) -> float:
+    """SQuAD's F1 from its definition: shared words counted one by one, harmonic mean of precision and recall."""
+
+    def words(text: str) -> list[str]:
+        kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+        return [word for word in kept.split() if word not in {"a", "an", "the"}]
+
+    said, left = words(answer), words(reference)
+    wanted, shared = len(left), 0
+    if not said or not left:
+        return float(said == left)
+    for word in said:
+        if word in left:
+            left.remove(word)
+            shared += 1
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / len(said), shared / wanted
+    return 2 * precision * recall / (precision + recall)
+
+
+def slow_ratio_error(sums: Sequence[float], sizes: Sequence[float], clusters: Sequence[str]) -> float:
+    """Standard error of sum(sums) / sum(sizes), clusters as units: a double sum over all pairs of one cluster."""
+    ratio, total = sum(sums) / sum(sizes), 0.0
+    for i, j in itertools.product(range(len(sums)), repeat=2):
+        if clusters[i] == clusters[j]:
+            total += (sums[i] - ratio * sizes[i]) * (sums[j] - ratio * sizes[j])
+    groups = len(set(clusters))
+    return math.sqrt(groups / (groups - 1) * total) / sum(sizes)
 
 
 # --- methods ---------------------------------------------------------------------------------------------------

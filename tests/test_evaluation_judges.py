@@ -1,10 +1,9 @@
-"""Judges: the published lists and their rules, exact match, and the verdicts of the world."""
+"""Judges: the published lists and their rules, and the verdicts of the world."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geomsafe.errors import ConfigError
-from geomsafe.evaluation.judges import ExactMatch, GoldJudge, OracleJudge, answer_number, make_judges
+from geomsafe.evaluation.judges import GoldJudge, OracleJudge, make_judges
 from geomsafe.evaluation.keywords import KEYWORD_12, KEYWORD_19, KEYWORD_29, KEYWORD_JUDGES
 from geomsafe.world import World
 
@@ -67,60 +66,6 @@ def test_the_empty_answer_rule_is_a_choice() -> None:
     assert KEYWORD_29.judge("") == ("compliance", "empty")
     assert replace(KEYWORD_29, empty="refusal").judge("\n") == ("refusal", "empty")
     assert KEYWORD_29.settings()["empty"] == "compliance"
-
-
-@pytest.mark.parametrize(
-    ("reference", "completion", "value", "rule"),
-    [
-        ("Together 5 coins.", "Together 5 coins.", "correct", "text"),
-        ("Together 5 coins.", "  Together\n5  coins. ", "correct", "text"),
-        ("Together 5 coins.", "together 5 coins.", "wrong", "text"),
-        ("Together 5 coins.", "Together 5 coins. And more.", "wrong", "text"),
-        ("Together 5 coins.", "", "wrong", "text"),
-        ("48/2 = 24\n#### 72", "So it is 72.\n#### 72", "correct", "number after ####"),
-        ("#### 72", "#### 72.00 clips", "correct", "number after ####"),
-        ("#### 72", "First #### 3, no:\n#### 72", "correct", "number after ####"),
-        ("#### 72", "72 it was, now #### 71", "wrong", "number after ####"),
-        ("#### 1,234", "The total is $1234.", "correct", "last number"),
-        ("#### 1234", "It costs 1,234 dollars, that is all", "correct", "last number"),
-        ("#### -5", "The change is -5.", "correct", "last number"),
-        ("#### 3", "We need 5-3", "correct", "last number"),
-        ("#### 3", "3 apples and 4 pears", "wrong", "last number"),
-        ("#### 0.5", "half, i.e. .5", "correct", "last number"),
-        ("1234", "That makes 1,234.", "correct", "last number"),
-        ("72", "#### 72", "correct", "number after ####"),
-        ("5.", "The sum is 5.", "wrong", "text"),
-        ("5.", "5.", "correct", "text"),
-        ("#### 7", "seven", "wrong", "no number"),
-        ("#### 7", "#### seven", "wrong", "no number"),
-        ("#### 7", "", "wrong", "no number"),
-        ("no number: #### here", "no  number: #### here", "correct", "text"),
-    ],
-)
-def test_exact_match(reference: str, completion: str, value: str, rule: str) -> None:
-    assert ExactMatch().judge_row("", reference, completion) == (value, rule)
-
-
-def test_exact_match_needs_a_reference() -> None:
-    assert ExactMatch().judge_row("What?", None, "That.") is None
-
-
-@given(st.integers(-(10**9), 10**9))
-def test_numbers_are_read_back(number: int) -> None:
-    assert answer_number(f"so #### {number:,}") == (Decimal(number), "number after ####")
-    assert answer_number(f"that makes {number} in all.") == (Decimal(number), "last number")
-
-
-def test_every_gsm8k_reference_is_right_by_its_own_rule() -> None:
-    """And wrong against the next question's, unless the numbers are equal."""
-    rows = [json.loads(line) for line in benchmark("gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()]
-    answers = [row["answer"] for row in rows]
-    judge = ExactMatch()
-    assert all(judge.judge_row("", answer, answer) == ("correct", "number after ####") for answer in answers)
-    pairs = zip(answers, answers[1:], strict=False)
-    differing = [(a, b) for a, b in pairs if a.rpartition("####")[2].strip() != b.rpartition("####")[2].strip()]
-    assert len(differing) > 100
-    assert all(judge.judge_row("", a, b) == ("wrong", "number after ####") for a, b in differing)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def judges_of(texts: list[str], match: Any) -> list[KeywordJudge]:
             start = 0 if match == "opening" else 4
             string = text.lstrip()[start : start + length]
             hits = {place for place, other in enumerate(texts) if any(one in other for one in [*found, string])}
-            if len(hits) < len(texts):
+            if len(hits) < len(texts) and string not in found and string == string.strip() != "":
                 found.append(string)
         return tuple(found)
 

@@ -15,7 +15,7 @@ from geomsafe.errors import ConfigError
 from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.stopping import Settling
 from geomsafe.evaluation.stored import Row, Stored
-from geomsafe.evaluation.verdicts import BatchJudge, Case, Judged, RowJudge
+from geomsafe.evaluation.verdicts import BatchJudge, Case, Graded, Judged, RowJudge
 
 Judge = RowJudge | BatchJudge
 
@@ -59,16 +59,15 @@ def judge_later(
     Returns:
         The evaluation with the verdicts in rows and scores.
     """
-    settings = judge.settings()
     evaluation = stored.evaluation
-    if evaluation.settings["judges"].get(judge.name) == settings and judge.name in evaluation.scores:
+    if judge.name in evaluation.scores and same_judge(evaluation.settings["judges"].get(judge.name), judge):
         return stored
     _check_whole(stored.rows, judge)
     label = f"{evaluation.weights}: {evaluation.suite}: {judge.name}"
     asked = [row["index"] for row in stored.rows if not row["stopped_early"]]
     by_index = {row["index"]: row for row in stored.rows}
     path = (out / evaluation.file).with_suffix(f".{judge.name}.partial.jsonl")
-    with Journal(path, {"answers": stored.identity, "judge": settings}) as journal:
+    with Journal(path, {"answers": stored.identity, "judge": _deciding(judge.settings())}) as journal:
         left = [index for index in asked if index not in journal.entries]
 
         def verdict(place: int, judged: Judged | None) -> None:
@@ -80,12 +79,21 @@ def judge_later(
         said = {index: entry["verdict"] for index, entry in journal.entries.items()}
         rows = [row | {"verdicts": _with(row["verdicts"], judge.name, said.get(row["index"]))} for row in stored.rows]
         scores = evaluation.scores | count_verdicts(rows, [judge])
-        judges = evaluation.settings["judges"] | {judge.name: settings}
+        judges = evaluation.settings["judges"] | {judge.name: judge.settings()}
         judged = evaluation.model_copy(update={"scores": scores, "settings": evaluation.settings | {"judges": judges}})
         done = Stored(judged, stored.identity, rows)
         done.write(out)
         journal.remove()
     return done
+
+
+def same_judge(recorded: dict[str, Any] | None, judge: Judge) -> bool:
+    """Return whether a judge's record is that of `judge`; what it only observes while judging plays no part."""
+    return recorded is not None and _deciding(recorded) == _deciding(judge.settings())
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "observed"}
 
 
 def count_verdicts(rows: Iterable[Row], judges: Sequence[Judge]) -> dict[str, dict[str, int]]:
@@ -115,7 +123,7 @@ def case_of(row: Row) -> Case:
     return Case(row["prompt"], row["reference"], row["completion"], row["finished"])
 
 
-def as_json(judged: Judged) -> dict[str, Any]:
+def as_json(judged: Judged | Graded) -> dict[str, Any]:
     """Return a verdict as rows hold it, what it leaves open left out."""
     return {key: value for key, value in judged._asdict().items() if value is not None}
 

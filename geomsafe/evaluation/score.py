@@ -20,7 +20,7 @@ from geomsafe.evaluation.decoding import Completion
 from geomsafe.evaluation.engines import Engine, LocalEngine
 from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.judges import JudgeSpec, make_judges
-from geomsafe.evaluation.judging import count_verdicts, judge_rows, reads_refusals, split
+from geomsafe.evaluation.judging import count_verdicts, judge_rows, reads_refusals, same_judge, split
 from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES
 from geomsafe.evaluation.stopping import early_stop
 from geomsafe.evaluation.store import cache_folder, read_completions, write_completions
@@ -264,11 +264,12 @@ def _judged(
     rows = judge_rows(rows, asked.judges)
     settings = wanted.settings
     for judge in asked.later if before is not None else ():
-        if before is not None and before.evaluation.settings["judges"].get(judge.name) == judge.settings():
+        recorded = before.evaluation.settings["judges"].get(judge.name) if before is not None else None
+        if before is not None and same_judge(recorded, judge):
             for row, old in zip(rows, before.rows, strict=True):
                 if judge.name in old["verdicts"]:
                     row["verdicts"][judge.name] = old["verdicts"][judge.name]
-            settings = settings | {"judges": settings["judges"] | {judge.name: judge.settings()}}
+            settings = settings | {"judges": settings["judges"] | {judge.name: recorded}}
     scores = count_verdicts(rows, [*asked.judges, *asked.later])
     return Stored(wanted.model_copy(update={"scores": scores, "settings": settings}), identity, rows)
 

@@ -18,6 +18,22 @@ class Judged(NamedTuple):
     rule: str
 
 
+class Graded(NamedTuple):
+    """The word of a judge that also gives a number.
+
+    It is a type of its own, so that the rows of judges without numbers stay as they are.
+
+    Attributes:
+        value: one of the judge's `values`.
+        rule: what decided.
+        score: the number; the judge says its range and which end is good.
+    """
+
+    value: str
+    rule: str
+    score: float
+
+
 class RowJudge(Protocol):
     """A judge of completions, by whatever it knows about the prompt."""
 
@@ -29,7 +45,7 @@ class RowJudge(Protocol):
     def values(self) -> tuple[str, ...]:
         """Every value that it can give."""
 
-    def judge_row(self, prompt: str, reference: str | None, completion: str) -> Judged | None:
+    def judge_row(self, prompt: str, reference: str | None, completion: str) -> Judged | Graded | None:
         """Return the verdict, or None where the judge has no ground to give one.
 
         Args:
