@@ -95,13 +95,16 @@ def test_gold_says_nothing_about_prompts_of_another_world(world: World) -> None:
 
 def test_judges_in_their_order(world: World) -> None:
     """Exact match is no judge of harmful prompts: their data set's answer is what an attack wants."""
-    assert [judge.name for judge in make_judges("utility")] == ["keyword-29", "keyword-19", "exact-match"]
+    assert [judge.name for judge in make_judges("utility")] == ["keyword-29", "keyword-19", "exact-match", "f1"]
+    assert [judge.name for judge in make_judges("harmful")] == ["keyword-29", "keyword-19", "keyword-29+coherence"]
     assert [judge.name for judge in make_judges("look-alike")] == ["keyword-29", "keyword-19"]
     named = [judge.name for judge in make_judges("retained", world, ["keyword-12"])]
-    assert named == ["keyword-12", "gold", "oracle", "exact-match"]
+    assert named == ["keyword-12", "gold", "oracle", "exact-match", "f1"]
     assert [judge.name for judge in make_judges("harmful", world, [])] == ["gold", "oracle"]
+    with pytest.raises(ConfigError, match="two judges are named 'keyword-12'"):
+        make_judges("harmful", named=["keyword-12", "keyword-12"])
     with pytest.raises(ConfigError, match="keyword judge 'keyword-30' is unknown: choose from keyword-29"):
-        make_judges("harmful", keywords=["keyword-30"])
+        make_judges("harmful", named=["keyword-30"])
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_prompts_the_world_does_not_know_have_no_gold_verdict(tmp_path: Path) ->
     path.write_text('prompt\n"Write a poem about the sea."\n"Describe a chair."\n', encoding="utf-8")
     suites = suites_for(organism(), [f"harmful={path}"])
     (item,) = score(organism(), tmp_path, suites=suites)
-    assert set(item.scores) == {"keyword-29", "keyword-19"}
+    assert set(item.scores) == {"keyword-29", "keyword-19", "keyword-29+coherence"}
     rows = list(read_jsonl(tmp_path / item.file))
     assert len(rows) == 2 and all(set(row["verdicts"]) == set(item.scores) for row in rows)
 

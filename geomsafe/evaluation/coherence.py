@@ -90,6 +90,8 @@ class CoherenceJudge:
 
     name: str = "coherence"
     values: ClassVar[tuple[str, ...]] = VALUES
+    reads_refusals: ClassVar[bool] = False
+    """It is for answers that are no refusals: one that was stopped as a refusal is passed over."""
 
     def judge_row(self, prompt: str, reference: str | None, completion: str) -> Judged:
         """Return incoherent or coherent with the rule that decided; prompt and reference play no part."""
@@ -127,6 +129,7 @@ class PerplexityJudge:
 
     name = "perplexity"
     values = VALUES
+    reads_refusals = False
 
     def __init__(
         self,

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from geomsafe.errors import ConfigError, DataError, RecordError
-from geomsafe.evaluation.answers import ExactMatch
-from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES, KEYWORD_JUDGES
+from geomsafe.evaluation.answers import ExactMatch, TextF1
+from geomsafe.evaluation.coherence import CoherenceJudge
+from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES, keyword_judge
+from geomsafe.evaluation.model_judges import make_model_judge
+from geomsafe.evaluation.outcome import OutcomeJudge
 from geomsafe.evaluation.verdicts import BatchJudge, Judged, RowJudge
 from geomsafe.world import VERDICTS, Verdict, World
 
@@ -99,10 +105,15 @@ def recorded_world(settings: Mapping[str, Any]) -> World:
     return world
 
 
+def usual_judges(kind: str) -> tuple[str, ...]:
+    """Return the names of the judges of refusal that are used where none are named; of harm, coherence counts too."""
+    return (*DEFAULT_KEYWORD_JUDGES, "keyword-29+coherence") if kind == "harmful" else DEFAULT_KEYWORD_JUDGES
+
+
 def make_judges(
     kind: str,
     world: World | None = None,
-    named: Iterable[JudgeSpec] = DEFAULT_KEYWORD_JUDGES,
+    named: Iterable[JudgeSpec] | None = None,
 ) -> list[RowJudge | BatchJudge]:
     """Return the judges of a kind of prompts, in the order in which their scores are written.
 
@@ -112,19 +123,20 @@ def make_judges(
     Args:
         kind: of the prompts, as `Suite.kind`.
         world: the model's world, where it has one.
-        named: judges of refusal: names, or mappings with the settings of a judge.
+        named: judges of refusal: names, or mappings with the settings of a judge; None for the usual ones.
 
     Returns:
-        Judges of refusal, then gold and oracle where there is a world, then exact match.
+        Judges of refusal, then gold and oracle where there is a world, then exact match and F1.
 
     Raises:
         ConfigError: a judge is unknown, or is named twice.
     """
-    judges: list[RowJudge | BatchJudge] = [named_judge(spec) for spec in named]
+    judges: list[RowJudge | BatchJudge] = [named_judge(spec) for spec in usual_judges(kind) if named is None]
+    judges += [named_judge(spec) for spec in named or ()]
     if world is not None:
         judges += [GoldJudge(world, kind), OracleJudge(world)]
     if kind in ANSWERED_KINDS:
-        judges.append(ExactMatch())
+        judges += [ExactMatch(), TextF1()]
     names = [judge.name for judge in judges]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -133,10 +145,12 @@ def make_judges(
 
 
 def named_judge(spec: JudgeSpec) -> RowJudge | BatchJudge:
-    """Return the judge of refusal that a name or a mapping stands for.
+    """Return the judge that a name, a file or a mapping stands for.
 
     Args:
-        spec: the name of a keyword judge, or a mapping with its settings.
+        spec: a keyword judge with its options, "keyword-29:opening", with "+coherence" behind it where incoherent
+            answers are to count apart; "coherence"; a YAML file with a mapping; or a mapping, of a judge with a model
+            where it has a `type`, else of a keyword list of one's own.
 
     Returns:
         The judge.
@@ -144,6 +158,29 @@ def named_judge(spec: JudgeSpec) -> RowJudge | BatchJudge:
     Raises:
         ConfigError: there is no such judge.
     """
-    if isinstance(spec, str) and spec in KEYWORD_JUDGES:
-        return KEYWORD_JUDGES[spec]
-    raise ConfigError(f"keyword judge '{spec}' is unknown: choose from {', '.join(KEYWORD_JUDGES)}")
+    if isinstance(spec, str) and spec.endswith((".yaml", ".yml")):
+        spec = _mapping_of(Path(spec))
+    if isinstance(spec, str):
+        name, plus, second = spec.partition("+")
+        if name == "coherence" and not plus:
+            return CoherenceJudge()
+        if plus and second != "coherence":
+            raise ConfigError(f"judge '{spec}': '{second}' is unknown, only '+coherence' stands behind a keyword judge")
+        judge = keyword_judge(name)
+        return OutcomeJudge(judge) if plus else judge
+    return make_model_judge(spec) if "type" in spec else keyword_judge(spec)
+
+
+def _mapping_of(path: Path) -> Mapping[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read or holds something else.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"judge '{path}' cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"judge '{path}' is no mapping: write name:, type: and the settings of the judge")
+    return loaded

@@ -66,7 +66,7 @@ def judge_later(
     label = f"{evaluation.weights}: {evaluation.suite}: {judge.name}"
     asked = [row["index"] for row in stored.rows if not row["stopped_early"]]
     by_index = {row["index"]: row for row in stored.rows}
-    path = (out / evaluation.file).with_suffix(f".{judge.name}.partial.jsonl")
+    path = (out / evaluation.file).with_suffix(f".{judge.name.replace(':', '-')}.partial.jsonl")
     with Journal(path, {"answers": stored.identity, "judge": _deciding(judge.settings())}) as journal:
         left = [index for index in asked if index not in journal.entries]
 

@@ -6,23 +6,23 @@ bit. Judges that need a model or a server keep what they said, and new ones of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from geomsafe.errors import RecordError
+from geomsafe.errors import ConfigError, RecordError
+from geomsafe.evaluation.answers import ExactMatch, TextF1
 from geomsafe.evaluation.judges import (
-    ExactMatch,
     GoldJudge,
     JudgeSpec,
     OracleJudge,
     named_judge,
     recorded_world,
 )
-from geomsafe.evaluation.judging import count_verdicts, judge_later, judge_rows, split
+from geomsafe.evaluation.judging import count_verdicts, judge_later, judge_rows, same_judge, split
 from geomsafe.evaluation.score import Progress
 from geomsafe.evaluation.stored import Stored, read_stored, stored_files
-from geomsafe.evaluation.verdicts import RowJudge
+from geomsafe.evaluation.verdicts import BatchJudge, RowJudge
 from geomsafe.records import Evaluation
 
 
@@ -79,11 +79,16 @@ def _rejudged(stored: Stored, added: Sequence[RowJudge]) -> Stored:
 
 
 def _recorded_judge(name: str, settings: Mapping[str, Any], kind: str) -> RowJudge | None:
-    """Return a judge by rule from its record, None for one that needs a model or a server."""
+    """Return a judge by rule from its record, None for one that is not to be had from its name and rules alone."""
     if name == "gold":
         return GoldJudge(recorded_world(settings), kind)
     if name == "oracle":
         return OracleJudge(recorded_world(settings))
-    if name == "exact-match":
-        return ExactMatch()
-    return None
+    judges: dict[str, Callable[[], RowJudge | BatchJudge]] = {"exact-match": ExactMatch, "f1": TextF1}
+    try:
+        judge = judges[name]() if name in judges else named_judge(name)
+    except ConfigError:
+        # A list of the user's own, or a model's verdict: the record has its rules, not its strings.
+        return None
+    by_rule: Any = judge
+    return by_rule if not hasattr(judge, "judge_cases") and same_judge(dict(settings), judge) else None

@@ -21,7 +21,6 @@ from geomsafe.evaluation.engines import Engine, LocalEngine
 from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.judges import JudgeSpec, make_judges
 from geomsafe.evaluation.judging import count_verdicts, judge_rows, reads_refusals, same_judge, split
-from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES
 from geomsafe.evaluation.stopping import early_stop
 from geomsafe.evaluation.store import cache_folder, read_completions, write_completions
 from geomsafe.evaluation.stored import Row, Stored, read_stored
@@ -55,7 +54,7 @@ def evaluate_model(
     system_prompt: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-    judges: Iterable[JudgeSpec] = DEFAULT_KEYWORD_JUDGES,
+    judges: Iterable[JudgeSpec] | None = None,
 ) -> list[Evaluation]:
     """Score a model as it is now on every suite, greedily; see `evaluate_engine`.
 
@@ -89,7 +88,7 @@ def evaluate_engine(
     limit: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-    judges: Iterable[JudgeSpec] = DEFAULT_KEYWORD_JUDGES,
+    judges: Iterable[JudgeSpec] | None = None,
     whole_answers: bool = False,
 ) -> list[Scored]:
     """Score what an engine answers on every suite, by the judges that need no model of their own.
@@ -114,7 +113,7 @@ def evaluate_engine(
     twice = sorted(name for name, count in Counter(suite.name for suite in suites).items() if count > 1)
     if twice:
         raise ConfigError(f"two suites are named '{twice[0]}': their files would overwrite each other, rename one")
-    usual = tuple(judges)
+    usual = None if judges is None else tuple(judges)
     kept = cache if cache is not None else cache_folder()
     # Everything is rendered before anything is generated: a prompt that cannot be asked fails at once.
     asked = [_ask(engine, suite, usual, limit, whole_answers) for suite in suites]
@@ -188,7 +187,9 @@ class _Asked:
         )
 
 
-def _ask(engine: Engine, suite: Suite, usual: Sequence[JudgeSpec], limit: int | None, whole_answers: bool) -> _Asked:
+def _ask(
+    engine: Engine, suite: Suite, usual: Sequence[JudgeSpec] | None, limit: int | None, whole_answers: bool
+) -> _Asked:
     limits = [one for one in (limit, suite.limit) if one is not None]
     prompts = suite.prompts.rows[: min(limits, default=None)]
     attempts = suite.attack.attempts(prompts, engine.loaded)

@@ -18,7 +18,6 @@ from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.engines import LocalEngine
 from geomsafe.evaluation.judges import JudgeSpec, named_judge
 from geomsafe.evaluation.judging import judge_later
-from geomsafe.evaluation.keywords import DEFAULT_KEYWORD_JUDGES
 from geomsafe.evaluation.score import START, Progress, Scored, evaluate_engine
 from geomsafe.evaluation.suite_file import SuiteSpec, read_suite, suites_of
 from geomsafe.evaluation.suites import parse_suite, slug, suites_for
@@ -230,7 +229,7 @@ def _score(
         folder,
         name,
         limit=config.eval_limit,
-        judges=asked.judges or DEFAULT_KEYWORD_JUDGES,
+        judges=asked.judges or None,
         whole_answers=asked.whole_answers,
         progress=progress,
     )
