@@ -158,6 +158,52 @@ def left_basis_reference(gradient: Tensor, rank: int, input_first: bool = False)
     return left[:, :rank], values
 
 
+# --- data ----------------------------------------------------------------------------------------------------
+
+
+def ngram_cosines(texts: Sequence[str], low: int, high: int) -> list[list[float]]:
+    """Cosines of TF-IDF vectors over character n-grams inside words, each word between two spaces.
+
+    Weight of an n-gram: its count times ln((1 + texts) / (1 + texts that hold it)) + 1.
+    """
+    counts: list[dict[str, int]] = []
+    for text in texts:
+        found: dict[str, int] = {}
+        for word in text.split():
+            padded = f" {word} "
+            shown = [padded[i : i + n] for n in range(low, high + 1) for i in range(len(padded) - n + 1)]
+            for gram in shown:
+                found[gram] = found.get(gram, 0) + 1
+        counts.append(found)
+    held = {gram: sum(gram in one for one in counts) for one in counts for gram in one}
+    weights = [
+        {gram: n * (math.log((1 + len(texts)) / (1 + held[gram])) + 1) for gram, n in one.items()} for one in counts
+    ]
+    norms = [math.sqrt(sum(value**2 for value in one.values())) for one in weights]
+    return [
+        [
+            sum(value * b.get(gram, 0.0) for gram, value in a.items()) / (na * nb)
+            for b, nb in zip(weights, norms, strict=True)
+        ]
+        for a, na in zip(weights, norms, strict=True)
+    ]
+
+
+def average_linkage(similarity: Sequence[Sequence[float]], least: float) -> set[frozenset[int]]:
+    """Groups: merge the two of largest mean similarity between their members, while it is at least `least`."""
+    groups = [[index] for index in range(len(similarity))]
+    while len(groups) > 1:
+        means = {
+            (i, j): sum(similarity[a][b] for a in groups[i] for b in groups[j]) / (len(groups[i]) * len(groups[j]))
+            for i, j in itertools.combinations(range(len(groups)), 2)
+        }
+        (i, j), best = max(means.items(), key=lambda item: item[1])
+        if best < least:
+            break
+        groups[i] += groups.pop(j)
+    return {frozenset(group) for group in groups}
+
+
 # --- evaluation ----------------------------------------------------------------------------------------------
 
 
