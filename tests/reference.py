@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import betainc
 from torch import Tensor
 
 # --- gradients -----------------------------------------------------------------------------------------------
@@ -478,6 +479,62 @@ def cluster_bootstrap(
         pooled = [value for index in rng.integers(len(names), size=len(names)) for value in groups[names[index]]]
         means.append(sum(pooled) / len(pooled))
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def seeded_cluster_bootstrap(
+    values: Sequence[float], clusters: Sequence[str], resamples: int, seed: int
+) -> tuple[float, float]:
+    """The same, all clusters drawn at once from one generator: resamples in rows, clusters by name."""
+    groups: dict[str, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        groups.setdefault(cluster, []).append(float(value))
+    names = sorted(groups)
+    drawn = np.random.default_rng(seed).integers(0, len(names), size=(resamples, len(names)))
+    means = []
+    for row in drawn:
+        pooled = [value for index in row for value in groups[names[index]]]
+        means.append(math.fsum(pooled) / len(pooled))
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def cluster_standard_error(values: Sequence[float], clusters: Sequence[str]) -> float:
+    """Standard error of a mean from the residuals summed by cluster, with the factor G / (G - 1) (Miller 2411.00640).
+
+    The double sum over all pairs of values of one cluster.
+    """
+    n, mean, groups = len(values), math.fsum(values) / len(values), len(set(clusters))
+    total = math.fsum(
+        (values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if clusters[i] == clusters[j]
+    )
+    return math.sqrt(groups / (groups - 1) * total) / n
+
+
+def normal_quantile(share: float) -> float:
+    """Where the standard normal distribution reaches a share, by bisection."""
+    return _bisected(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)), share)
+
+
+def t_quantile(share: float, freedom: int) -> float:
+    """Where Student's distribution reaches a share above one half, by bisection on the incomplete beta function."""
+    return _bisected(lambda t: 1 - 0.5 * float(betainc(freedom / 2, 0.5, freedom / (freedom + t * t))), share)
+
+
+def _bisected(distribution: Callable[[float], float], share: float) -> float:
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if distribution(middle) < share else (low, middle)
+    return (low + high) / 2
+
+
+def closed_bonferroni(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p of each test by the closure principle: the largest Bonferroni p of all sets of tests that hold it."""
+    tests = range(len(p_values))
+    sets = [held for size in range(1, len(p_values) + 1) for held in itertools.combinations(tests, size)]
+    return [
+        max(min(1.0, len(held) * min(p_values[other] for other in held)) for held in sets if test in held)
+        for test in tests
+    ]
 
 
 def cluster_sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> float:
