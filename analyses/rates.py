@@ -214,10 +214,10 @@ def planned_difference(
 ) -> float:
     """Minimum detectable difference of two arms on n common prompts, before anything has been run.
 
-    standard error = sqrt(discordant (1 + (n / clusters - 1) correlation) / n), the variance of a paired difference of
-    outcomes 0 and 1 without true difference, times the design effect for clusters of equal
-    size (Kish, Survey Sampling, 1965); then `detectable_difference` with clusters - 1 degrees of freedom. After a run, `Difference.detectable` says
-    the same from the pairs themselves.
+    standard error = sqrt(discordant (1 + (n / clusters - 1) correlation) / n): the variance of a paired difference of
+    outcomes 0 and 1 without true difference, times the design effect for clusters of equal size (Kish, Survey
+    Sampling, 1965); then `detectable_difference` with clusters - 1 degrees of freedom. After a run,
+    `Difference.detectable` says the same from the pairs themselves.
 
     Args:
         n: prompts that both arms answer.
