@@ -204,6 +204,45 @@ def detectable_difference(standard_error: float, freedom: int, alpha: float = 0.
     return float(stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(power, freedom)) * standard_error
 
 
+def planned_difference(
+    n: int,
+    clusters: int,
+    discordant: float,
+    correlation: float = 1.0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> float:
+    """Minimum detectable difference of two arms on n common prompts, before anything has been run.
+
+    standard error = sqrt(discordant (1 + (n / clusters - 1) correlation) / n): the variance of a paired difference of
+    outcomes 0 and 1 without true difference, times the design effect for clusters of equal size (Kish, Survey
+    Sampling, 1965); then `detectable_difference` with clusters - 1 degrees of freedom. After a run,
+    `Difference.detectable` says the same from the pairs themselves.
+
+    Args:
+        n: prompts that both arms answer.
+        clusters: clusters of these prompts, at least 2; n for independent ones.
+        discordant: share of prompts on which the arms differ, in (0, 1].
+        correlation: of the paired differences within a cluster, in [0, 1]; 1, the cautious default, lets a cluster
+            count as one prompt.
+        alpha: two-sided level.
+        power: chance to find it.
+
+    Returns:
+        The difference of rates; above 1 where nothing can be found.
+
+    Raises:
+        RecordError: clusters, discordant or correlation are out of range.
+    """
+    if not 2 <= clusters <= n or not 0 < discordant <= 1 or not 0 <= correlation <= 1:
+        raise RecordError(
+            f"a comparison planned on {n} prompts in {clusters} clusters, {discordant:g} of them discordant, with "
+            f"correlation {correlation:g} is not defined: 2 to n clusters, discordant in (0, 1], correlation in [0, 1]"
+        )
+    error = math.sqrt(discordant * (1 + (n / clusters - 1) * correlation) / n)
+    return detectable_difference(error, clusters - 1, alpha, power)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979).
 

@@ -6,12 +6,13 @@ import copy
 import itertools
 import math
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import betainc
 from torch import Tensor
 
 # --- gradients -----------------------------------------------------------------------------------------------
@@ -157,6 +158,52 @@ def left_basis_reference(gradient: Tensor, rank: int, input_first: bool = False)
     """
     left, values, _ = torch.linalg.svd(gradient.double().T if input_first else gradient.double(), full_matrices=False)
     return left[:, :rank], values
+
+
+# --- data ----------------------------------------------------------------------------------------------------
+
+
+def ngram_cosines(texts: Sequence[str], low: int, high: int) -> list[list[float]]:
+    """Cosines of TF-IDF vectors over character n-grams inside words, each word between two spaces.
+
+    Weight of an n-gram: its count times ln((1 + texts) / (1 + texts that hold it)) + 1.
+    """
+    counts: list[dict[str, int]] = []
+    for text in texts:
+        found: dict[str, int] = {}
+        for word in text.split():
+            padded = f" {word} "
+            shown = [padded[i : i + n] for n in range(low, high + 1) for i in range(len(padded) - n + 1)]
+            for gram in shown:
+                found[gram] = found.get(gram, 0) + 1
+        counts.append(found)
+    held = {gram: sum(gram in one for one in counts) for one in counts for gram in one}
+    weights = [
+        {gram: n * (math.log((1 + len(texts)) / (1 + held[gram])) + 1) for gram, n in one.items()} for one in counts
+    ]
+    norms = [math.sqrt(sum(value**2 for value in one.values())) for one in weights]
+    return [
+        [
+            sum(value * b.get(gram, 0.0) for gram, value in a.items()) / (na * nb)
+            for b, nb in zip(weights, norms, strict=True)
+        ]
+        for a, na in zip(weights, norms, strict=True)
+    ]
+
+
+def average_linkage(similarity: Sequence[Sequence[float]], least: float) -> set[frozenset[int]]:
+    """Groups: merge the two of largest mean similarity between their members, while it is at least `least`."""
+    groups = [[index] for index in range(len(similarity))]
+    while len(groups) > 1:
+        means = {
+            (i, j): sum(similarity[a][b] for a in groups[i] for b in groups[j]) / (len(groups[i]) * len(groups[j]))
+            for i, j in itertools.combinations(range(len(groups)), 2)
+        }
+        (i, j), best = max(means.items(), key=lambda item: item[1])
+        if best < least:
+            break
+        groups[i] += groups.pop(j)
+    return {frozenset(group) for group in groups}
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------
@@ -482,6 +529,62 @@ def cluster_bootstrap(
         pooled = [value for index in rng.integers(len(names), size=len(names)) for value in groups[names[index]]]
         means.append(sum(pooled) / len(pooled))
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def seeded_cluster_bootstrap(
+    values: Sequence[float], clusters: Sequence[str], resamples: int, seed: int
+) -> tuple[float, float]:
+    """The same, all clusters drawn at once from one generator: resamples in rows, clusters by name."""
+    groups: dict[str, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        groups.setdefault(cluster, []).append(float(value))
+    names = sorted(groups)
+    drawn = np.random.default_rng(seed).integers(0, len(names), size=(resamples, len(names)))
+    means = []
+    for row in drawn:
+        pooled = [value for index in row for value in groups[names[index]]]
+        means.append(math.fsum(pooled) / len(pooled))
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def cluster_standard_error(values: Sequence[float], clusters: Sequence[str]) -> float:
+    """Standard error of a mean from the residuals summed by cluster, with the factor G / (G - 1) (Miller 2411.00640).
+
+    The double sum over all pairs of values of one cluster.
+    """
+    n, mean, groups = len(values), math.fsum(values) / len(values), len(set(clusters))
+    total = math.fsum(
+        (values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if clusters[i] == clusters[j]
+    )
+    return math.sqrt(groups / (groups - 1) * total) / n
+
+
+def normal_quantile(share: float) -> float:
+    """Where the standard normal distribution reaches a share, by bisection."""
+    return _bisected(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)), share)
+
+
+def t_quantile(share: float, freedom: int) -> float:
+    """Where Student's distribution reaches a share above one half, by bisection on the incomplete beta function."""
+    return _bisected(lambda t: 1 - 0.5 * float(betainc(freedom / 2, 0.5, freedom / (freedom + t * t))), share)
+
+
+def _bisected(distribution: Callable[[float], float], share: float) -> float:
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if distribution(middle) < share else (low, middle)
+    return (low + high) / 2
+
+
+def closed_bonferroni(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p of each test by the closure principle: the largest Bonferroni p of all sets of tests that hold it."""
+    tests = range(len(p_values))
+    sets = [held for size in range(1, len(p_values) + 1) for held in itertools.combinations(tests, size)]
+    return [
+        max(min(1.0, len(held) * min(p_values[other] for other in held)) for held in sets if test in held)
+        for test in tests
+    ]
 
 
 def cluster_sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> float:

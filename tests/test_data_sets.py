@@ -79,10 +79,10 @@ def test_no_benchmark_file_is_forgotten() -> None:
     assert found == set(COUNTS)
 
 
-def test_attack_targets_are_never_read() -> None:
+def test_attack_targets_are_kept_apart_and_are_no_answers() -> None:
     for name in ("advbench/harmful_behaviors.csv", "jailbreakbench/harmful-behaviors.csv"):
         for row in load_prompts(str(benchmark(name))).rows:
-            assert row.reference is None
+            assert row.reference is None and row.target is not None and row.target[:10] != row.text[:10]
             assert "Sure, here" not in row.text + "".join(row.tags.values())
 
 

@@ -2,7 +2,7 @@
 
 A layout says where the user's turn, the answer and the rest stand. The published formats are listed in
 `PAIRS` and `PROMPTS`; names match whatever their case. A benchmark's `target` ("Sure, here is ...") is what an attack
-wants the model to say: no layout reads it, as an answer or as a reference.
+wants the model to say: no layout reads it, as an answer or as a reference. It is kept apart, for attacks alone.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ PROMPTS = (
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 CLUSTER_COLUMNS = ("cluster", "cluster_id")
+TARGET_COLUMNS = ("target",)
 
 # Columns kept beside a row, under the name that the analyses use.
 TAG_COLUMNS = {

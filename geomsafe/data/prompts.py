@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 from geomsafe.config import ColumnMap
-from geomsafe.data.columns import CLUSTER_COLUMNS, Layout, actual_name, find_layout, tag_columns
+from geomsafe.data.columns import CLUSTER_COLUMNS, TARGET_COLUMNS, Layout, actual_name, find_layout, tag_columns
 from geomsafe.data.conversations import user_turn
 from geomsafe.data.files import Row, Table
+from geomsafe.data.near import near_duplicates
 from geomsafe.data.rows import Prompt, PromptSet, as_text, prompt_id, prompt_set
 from geomsafe.data.sources import open_table, parse_source
 from geomsafe.data.turns import cell_text, read_turns
@@ -17,11 +21,17 @@ from geomsafe.world import World
 # GSM8K ends an answer with "#### 1,234"; only the number is compared.
 _FINAL_NUMBER = re.compile(r"####\s*\$?(-?[\d.,]*\d)\s*$")
 
+MOST_CLUSTERED = 5000
+"""Prompts, at most, among which near-duplicates are looked for: more would make loading slow."""
+
 
 def load_prompts(
     source: str, columns: ColumnMap | None = None, limit: int | None = None, world: World | None = None
 ) -> PromptSet:
     """Load prompts.
+
+    Where the source names no clusters and has no answers, as benchmarks of prompts have none, near-duplicates among
+    the prompts that are loaded make a cluster (`geomsafe.data.near`); `MOST_CLUSTERED` prompts at most.
 
     Args:
         source: a file, a named set (`advbench`), a hub id or `organism:<rows>`; with `:label` after it only the
@@ -41,7 +51,8 @@ def load_prompts(
     table = open_table(name, limit if label is None else None, world)
     layout = find_layout(table, columns, answers=False)
     tags = tag_columns(table, columns)
-    cluster_column = next((found for column in CLUSTER_COLUMNS if (found := actual_name(table, column))), None)
+    cluster_column = _first_of(table, CLUSTER_COLUMNS)
+    target_column = _first_of(table, TARGET_COLUMNS)
     has_contrasts = any(str(row.values.get("type", "")).startswith("contrast") for row in table.rows)
 
     rows: list[Prompt] = []
@@ -57,13 +68,37 @@ def load_prompts(
         text, system, reference = _prompt(table, row, layout)
         identity = prompt_id(text, system)
         cluster = as_text(row.values.get(cluster_column)) if cluster_column else None
-        rows.append(Prompt(identity, text, system, reference, cluster or identity, kept))
+        wanted = as_text(row.values.get(target_column)) if target_column else None
+        rows.append(Prompt(identity, text, system, reference, cluster or identity, kept, wanted or None))
         if len(rows) == limit:
             break
     if not rows:
         known = ", ".join(sorted(labels - {""})) or "none"
         raise DataError(f"data set '{name}' has no prompts with label '{label}': its labels are {known}")
-    return prompt_set(rows, source, [*table.notes, f"columns read: {', '.join(layout.columns())}"])
+    notes = [*table.notes, f"columns read: {', '.join(layout.columns())}"]
+    if cluster_column is None and layout.response is None and (layout.messages is None or layout.user_only):
+        rows, said = _clustered(rows)
+        notes += said
+    return prompt_set(rows, source, notes)
+
+
+def _first_of(table: Table, names: Sequence[str]) -> str | None:
+    return next((found for name in names if (found := actual_name(table, name))), None)
+
+
+def _clustered(rows: list[Prompt]) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts, near-duplicates in one cluster, and what is to be said about it."""
+    if len(rows) > MOST_CLUSTERED:
+        return rows, [f"every prompt is its own cluster: near-duplicates are sought among {MOST_CLUSTERED} at most"]
+    found = near_duplicates([row.text for row in rows])
+    sizes = Counter(found.clusters)
+    if len(sizes) == len(rows):
+        return rows, []
+    note = f"{found.near_share:.0%} of prompts have a near neighbour: {len(sizes)} clusters of {len(rows)} prompts"
+    # A prompt alone keeps its id, in which its system turn has a part.
+    return [
+        replace(row, cluster=name) if sizes[name] > 1 else row for row, name in zip(rows, found.clusters, strict=True)
+    ], [note]
 
 
 def _prompt(table: Table, row: Row, layout: Layout) -> tuple[str, str | None, str | None]:

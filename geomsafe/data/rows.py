@@ -49,8 +49,10 @@ class Prompt:
         text: the user's turn.
         system: the system turn, if the source has one.
         reference: the right answer, if the source has one; never a benchmark's attack target.
-        cluster: prompts of one cluster are not independent of each other; its own id if the source says nothing.
+        cluster: prompts of one cluster are not independent of each other: the source's, else that of its
+            near-duplicates, else its own id.
         tags: what else the source says about it: category, label, type.
+        target: what an attack wants the model to say, if a benchmark gives it; never an answer.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Prompt:
     reference: str | None
     cluster: str
     tags: dict[str, str] = field(default_factory=dict)
+    target: str | None = None
 
 
 @dataclass(frozen=True)
