@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class Engine(StrEnum):
+    """What answers."""
+
+    local = "local"
+    openai = "openai"
 
 
 def evaluate(
@@ -32,6 +40,12 @@ def evaluate(
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare across different templates or system prompts.")
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="'local' loads the model; 'openai' asks a server that speaks OpenAI's protocol.")
+    ] = Engine.local,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the server, as in http://localhost:8000/v1.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the completions (default: the run, else runs/evaluate-NAME).")
     ] = None,
@@ -80,8 +94,10 @@ def evaluate(
         "judges": list(judge or []),
         "weights": weights or None,
         "whole_answers": whole_answers,
+        "base_url": base_url,
     }
     _check(sources, paired, out)
+    _check_engine(engine, base_url)
     scored = [_score(source, list(prompts or []), out, options | settings) for source in sources]
     if paired:
         _compare(sources, scored, allow_mixed)
@@ -101,6 +117,20 @@ def _check(sources: list[str], paired: bool, out: Path | None) -> None:
         raise ConfigError("several models are scored one by one: name one, or two with --paired")
     if paired and out is not None:
         raise ConfigError("--out is one folder and --paired scores two models: leave it out")
+
+
+def _check_engine(engine: Engine, base_url: str | None) -> None:
+    """Refuse a server without an address and an address without a server.
+
+    Raises:
+        ConfigError: one is given and the other is not.
+    """
+    from geomsafe.errors import ConfigError
+
+    if engine is Engine.openai and base_url is None:
+        raise ConfigError("--engine openai needs the server's address: add --base-url, as in http://localhost:8000/v1")
+    if engine is Engine.local and base_url is not None:
+        raise ConfigError("--base-url is of a server: add --engine openai, or leave it out")
 
 
 def _score(source: str, prompts: list[str], out: Path | None, options: dict[str, Any]) -> tuple[Path, list[Any]]:

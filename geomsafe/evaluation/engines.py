@@ -33,6 +33,10 @@ class Engine(Protocol):
     def batch_size(self) -> int:
         """How many questions are answered together at most."""
 
+    @property
+    def system_prompt(self) -> str | None:
+        """The system turn before prompts that have none of their own."""
+
     def ask(self, prompts: Sequence[Prompt], attempts: Sequence[Attempt], source: str) -> list[Any]:
         """Render attempts to questions.
 

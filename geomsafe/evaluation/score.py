@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from geomsafe.data import Prompt
 from geomsafe.errors import ConfigError, RecordError
 from geomsafe.evaluation.attacks import Attempt
+from geomsafe.evaluation.attempting import attempts_of
 from geomsafe.evaluation.decoding import Completion
 from geomsafe.evaluation.engines import Engine, LocalEngine
 from geomsafe.evaluation.journal import Journal
@@ -116,7 +117,10 @@ def evaluate_engine(
     usual = None if judges is None else tuple(judges)
     kept = cache if cache is not None else cache_folder()
     # Everything is rendered before anything is generated: a prompt that cannot be asked fails at once.
-    asked = [_ask(engine, suite, usual, limit, whole_answers) for suite in suites]
+    asked = [
+        _ask(engine, suite, usual, limit, whole_answers, out / "evaluations" / f"{weights}--{suite.name}", progress)
+        for suite in suites
+    ]
     done: list[Scored] = []
     for one in asked:
         report = _labelled(progress, f"{weights}: {one.suite.name}")
@@ -133,7 +137,8 @@ def evaluate_engine(
         else:
             with Journal((out / wanted.file).with_suffix(".partial.jsonl"), identity) as journal:
                 completions = _complete(engine, one, identity, journal, kept if weights == START else None, report)
-                stored = _judged(wanted, identity, completions, one, None)
+                # A server says of itself what it is only while it answers.
+                stored = _judged(one.describe(engine, weights), identity, completions, one, None)
                 stored.write(out)
                 journal.remove()
         done.append(Scored(stored, one.later))
@@ -188,11 +193,19 @@ class _Asked:
 
 
 def _ask(
-    engine: Engine, suite: Suite, usual: Sequence[JudgeSpec] | None, limit: int | None, whole_answers: bool
+    engine: Engine,
+    suite: Suite,
+    usual: Sequence[JudgeSpec] | None,
+    limit: int | None,
+    whole_answers: bool,
+    place: Path,
+    progress: Progress | None,
 ) -> _Asked:
     limits = [one for one in (limit, suite.limit) if one is not None]
     prompts = suite.prompts.rows[: min(limits, default=None)]
-    attempts = suite.attack.attempts(prompts, engine.loaded)
+    report = _labelled(progress, f"{place.name}: {suite.attack.name}")
+    kept = place.with_name(f"{place.name}.attempts.jsonl")
+    attempts = attempts_of(suite.attack, prompts, engine.loaded, engine.system_prompt, kept, report)
     world = None if engine.loaded is None else engine.loaded.world
     judges = make_judges(suite.kind, world, usual if suite.judges is None else suite.judges)
     by_row, later = split(judges)

@@ -15,12 +15,16 @@ from typing import Any
 from geomsafe.config import TrainConfig, make_config
 from geomsafe.errors import ConfigError, RecordError
 from geomsafe.evaluation.choosing import Choosing
+from geomsafe.evaluation.coherence import PerplexityJudge
 from geomsafe.evaluation.engines import LocalEngine
 from geomsafe.evaluation.judges import JudgeSpec, named_judge
-from geomsafe.evaluation.judging import judge_later
+from geomsafe.evaluation.judging import case_of, judge_later
 from geomsafe.evaluation.score import START, Progress, Scored, evaluate_engine
+from geomsafe.evaluation.served import ServerEngine
+from geomsafe.evaluation.server import ChatServer
+from geomsafe.evaluation.stored import read_stored, stored_files
 from geomsafe.evaluation.suite_file import SuiteSpec, read_suite, suites_of
-from geomsafe.evaluation.suites import parse_suite, slug, suites_for
+from geomsafe.evaluation.suites import named_suites, parse_suite, slug, suites_for
 from geomsafe.evaluation.verdicts import BatchJudge
 from geomsafe.models import Loaded, load_model, no_loading_bars
 from geomsafe.records import Evaluation, RunRecord, read_record, write_record
@@ -40,6 +44,9 @@ SETTINGS: dict[str, str | None] = {
 }
 """What may be given beside prompts and judges, and the field of a run's settings that it changes."""
 
+PERPLEXITY = "perplexity"
+"""The judge that asks theta_0 of a run."""
+
 MODEL = "model"
 """What the weights of a model that is no run are called: whether they are a start is not known."""
 
@@ -53,6 +60,7 @@ def evaluate(
     judges: Sequence[JudgeSpec] = (),
     weights: Sequence[str] | None = None,
     whole_answers: bool = False,
+    base_url: str | None = None,
     progress: Progress | None = None,
     **given: Any,
 ) -> list[Evaluation]:
@@ -61,13 +69,14 @@ def evaluate(
     Settings that are left out are those of the suite file, then of the run, then the defaults of `geomsafe train`.
 
     Args:
-        source: a run directory, a model folder, "organism" or a hub name.
+        source: a run directory, a model folder, "organism" or a hub name; with `base_url` the server's name for it.
         prompts: "kind=source" or known names; none = the run's, or the organism's own.
         out: where `evaluations/` goes (default: `default_out(source)`).
         suite: "quick", "full" or a suite file, in place of `prompts`.
         judges: judges of refusal where the suite names none (default: the usual keyword lists).
         weights: sets of weights of a run (default: theta_0 and all that were saved).
         whole_answers: let every answer run to its end, also where the verdicts are settled before.
+        base_url: of an OpenAI-compatible server that answers in place of a model loaded here.
         progress: called as prompts are done.
         given: of `SETTINGS`; None means not given.
 
@@ -86,17 +95,24 @@ def evaluate(
         # A slip of the pen should show before a model is loaded.
         parse_suite(text)
     for judge in judges:
-        named_judge(judge)
+        if judge != PERPLEXITY:
+            named_judge(judge)
+    if PERPLEXITY in judges and (base_url is not None or not is_run(source)):
+        raise ConfigError(
+            "judge 'perplexity' asks theta_0 how likely an answer is, and only a run has one: score a run"
+        )
     asked = _Asking(
         suite, tuple(judges), whole_answers, {name: value for name, value in given.items() if value is not None}
     )
     folder = out if out is not None else default_out(source)
     changed = asked.config() | ({"eval_prompts": list(prompts)} if prompts else {})
+    if base_url is not None:
+        return _finish(folder, _score_server(str(source), base_url, prompts, asked, folder, progress), None, progress)
     if not is_run(source):
         if weights is not None:
             raise ConfigError(f"'{source}' is no run directory, so it has no weights named {', '.join(weights)}")
         config = make_config({"model": str(source)} | changed)
-        return _finish(folder, _score(load_scored(config), config, asked, folder, MODEL, progress), progress)
+        return _finish(folder, _score(load_scored(config), config, asked, folder, MODEL, progress), None, progress)
     run = Path(source)
     record = read_record(run)
     scored: list[Scored] = []
@@ -107,7 +123,7 @@ def evaluate(
         scored += _score(loaded, config, asked, folder, name, progress)
         # Else the next model would be loaded beside this one.
         del loaded
-    evaluations = _finish(folder, scored, progress)
+    evaluations = _finish(folder, scored, _perplexity(run, record, asked, changed, folder), progress)
     if folder.resolve() == run.resolve():
         add_to_record(run, evaluations)
     return evaluations
@@ -130,6 +146,11 @@ class _Asking:
         """Return a setting: as given, else of the suite file, else the run's."""
         of_suite = getattr(spec, name, None)
         return self.given.get(name, of_suite if of_suite is not None else otherwise)
+
+    @property
+    def refusal_judges(self) -> tuple[JudgeSpec, ...] | None:
+        """The judges that were named, without the one that asks theta_0; None for the usual ones."""
+        return tuple(judge for judge in self.judges if judge != PERPLEXITY) or None
 
     def choosing(self, spec: SuiteSpec | None) -> Choosing:
         """Return how tokens are chosen."""
@@ -229,13 +250,77 @@ def _score(
         folder,
         name,
         limit=config.eval_limit,
-        judges=asked.judges or None,
+        judges=asked.refusal_judges,
         whole_answers=asked.whole_answers,
         progress=progress,
     )
 
 
-def _finish(folder: Path, scored: Sequence[Scored], progress: Progress | None) -> list[Evaluation]:
+def _score_server(
+    model: str, base_url: str, prompts: Sequence[str], asked: _Asking, folder: Path, progress: Progress | None
+) -> list[Scored]:
+    """Return the evaluations of a model behind a server.
+
+    Raises:
+        ConfigError: there are no prompts, or a setting is given that only a loaded model has.
+    """
+    foreign = sorted(set(asked.given) & {"dtype", "chat_template", "trust_remote_code"})
+    if foreign:
+        raise ConfigError(f"'{foreign[0]}' is for models that are loaded here: set it where the server is started")
+    spec = read_suite(asked.suite, organism=False) if asked.suite is not None else None
+    suites = suites_of(spec, None, model) if spec is not None else named_suites(prompts, None, model)
+    if not suites:
+        raise ConfigError(f"nothing to score '{model}' on: name prompts, as in '--prompts harmful=FILE', or a suite")
+    together = asked.setting("batch_size", None, 8)
+    engine = ServerEngine(
+        ChatServer(base_url, model, concurrency=together),
+        asked.setting("max_new_tokens", spec, 512),
+        together,
+        asked.given.get("system_prompt"),
+        asked.choosing(spec),
+    )
+    return evaluate_engine(
+        engine,
+        suites,
+        folder,
+        MODEL,
+        limit=asked.given.get("limit"),
+        judges=asked.refusal_judges,
+        progress=progress,
+    )
+
+
+def _perplexity(
+    run: Path, record: RunRecord, asked: _Asking, changed: dict[str, Any], folder: Path
+) -> PerplexityJudge | None:
+    """Return the judge that asks theta_0 how likely an answer is, where it was asked for.
+
+    Raises:
+        ConfigError: theta_0's own answers, from which its threshold comes, are not there.
+    """
+    if PERPLEXITY not in asked.judges:
+        return None
+    own = [
+        case_of(row)
+        for path in stored_files(folder)
+        if path.name.startswith(f"{START}--") and (stored := read_stored(path)).evaluation.attack == "direct"
+        for row in stored.rows
+        if not row["stopped_early"]
+    ]
+    if not own:
+        raise ConfigError(f"judge 'perplexity' compares with theta_0's own answers: score theta_0 of '{run}' too")
+    config = make_config(record.config | changed)
+    return PerplexityJudge(
+        lambda: load_scored(config),
+        str(record.model.get("fingerprint")),
+        own=own,
+        system_prompt=config.system_prompt,
+    )
+
+
+def _finish(
+    folder: Path, scored: Sequence[Scored], perplexity: PerplexityJudge | None, progress: Progress | None
+) -> list[Evaluation]:
     """Let the judges speak that need a model or a server, now that the scored models are gone.
 
     Returns:
@@ -245,7 +330,7 @@ def _finish(folder: Path, scored: Sequence[Scored], progress: Progress | None) -
     instances: dict[str, BatchJudge] = {}
     evaluations: list[Evaluation] = []
     for stored, later in scored:
-        for judge in later:
+        for judge in (*later, *([perplexity] if perplexity is not None else ())):
             one = instances.setdefault(json.dumps([judge.name, judge.settings()], sort_keys=True), judge)
             stored = judge_later(folder, stored, one, progress)
         evaluations.append(stored.evaluation)

@@ -84,7 +84,8 @@ def read_stored(path: Path) -> Stored:
 def stored_files(folder: Path) -> list[Path]:
     """Return the descriptions of the evaluations in a run directory, or in its `evaluations/`, by name."""
     inner = folder / "evaluations"
-    return sorted((inner if inner.is_dir() else folder).glob("*--*.json"))
+    found = (inner if inner.is_dir() else folder).glob("*--*.json")
+    return sorted(path for path in found if not path.name.endswith(".measure.json"))
 
 
 def _answers_sha256(rows: list[Row]) -> str:

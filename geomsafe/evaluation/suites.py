@@ -86,14 +86,7 @@ def suites_for(loaded: Loaded, eval_prompts: Sequence[str] = (), data: str | Non
         training set is the world's and has such sets), retained and sham; else none.
     """
     if eval_prompts:
-        named = [parse_suite(text) for text in eval_prompts]
-        for _, source in named:
-            check_world(source, loaded.world, loaded.source)
-        names = unique_names([slug(source) for _, source in named])
-        return [
-            Suite(name, kind, load_prompts(source, world=loaded.world))
-            for name, (kind, source) in zip(names, named, strict=True)
-        ]
+        return named_suites(eval_prompts, loaded.world, loaded.source)
     if loaded.world is None:
         return []
     rows: list[tuple[Kind, str]] = [("harmful", "harmful"), ("look-alike", "look-alike")]
@@ -102,6 +95,26 @@ def suites_for(loaded: Loaded, eval_prompts: Sequence[str] = (), data: str | Non
     rows += [(kind, name) for kind, name in held_out if name in loaded.world.names()]
     rows += [("retained", "benign"), ("sham", "sham")]
     return [Suite(kind, kind, load_prompts(ORGANISM + name, world=loaded.world)) for kind, name in rows]
+
+
+def named_suites(prompts: Sequence[str], world: World | None, model: str) -> list[Suite]:
+    """Load prompt sets that are named one by one.
+
+    Args:
+        prompts: "kind=source" or known names.
+        world: the model's world, where it has one.
+        model: name of the model, for messages.
+
+    Returns:
+        One suite a set, put as they are.
+    """
+    named = [parse_suite(text) for text in prompts]
+    for _, source in named:
+        check_world(source, world, model)
+    names = unique_names([slug(source) for _, source in named])
+    return [
+        Suite(name, kind, load_prompts(source, world=world)) for name, (kind, source) in zip(names, named, strict=True)
+    ]
 
 
 def parse_suite(text: str) -> tuple[Kind, str]:
