@@ -449,6 +449,17 @@ def cluster_sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> 
     return min(1.0, 2 * min(more, less))
 
 
+def stratified_auroc(checkpoints: Sequence[Any]) -> float:
+    """Share of pairs (complied, did not) of one weight set in which the first has the higher risk; ties count half."""
+    won, pairs = 0.0, 0
+    for one in checkpoints:
+        for risk, hit in zip(one.risk, one.complied, strict=True):
+            for other, missed in zip(one.risk, one.complied, strict=True):
+                if hit and not missed:
+                    won, pairs = won + (risk > other) + 0.5 * (risk == other), pairs + 1
+    return won / pairs
+
+
 def kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Cohen's kappa: agreement beyond what the two judges' base rates give."""
     n = len(first)
