@@ -23,13 +23,13 @@ from torch import Tensor
 from geomsafe.data import Prompt, hold_out
 from geomsafe.probes.residuals import post_instruction_tokens, prompts_in_tokens, residuals
 
-TRAIN, HELD_OUT = 128, 100
-"""Prompts of a kind behind a mean and behind an AUROC, at most: the counts of Arditi et al."""
+TRAIN, HELD_OUT = 64, 64
+"""Prompts of a kind behind a mean and behind an AUROC, at most (Arditi et al.: 128 and 100)."""
 
 FEWEST = 8
 """Clusters of a kind, at least: with fewer, halves of a half are single prompts."""
 
-RANDOM = 100
+RANDOM = 40
 """Random directions behind the range of chance."""
 
 _SEED = 0
@@ -88,7 +88,7 @@ def contrast_sets(
     """Split prompts by content hash, clusters whole, and put them into tokens.
 
     Args:
-        harmful: harmful prompts.
+        harmful: harmful prompts; where there are more than are used, those that stand first are.
         harmless: harmless prompts.
         tokenizer: a tokenizer with a chat template.
         system_prompt: system turn of prompts that have none.
@@ -122,8 +122,9 @@ def directions_of(model: Any, sets: ContrastSets, batch_size: int) -> Directions
     """
     positions = len(sets.ending)
     harmful, size = _mean(model, sets.harmful, positions, batch_size)
-    harmless, _ = _mean(model, sets.harmless, positions, batch_size)
     first, second = (_mean(model, half, positions, batch_size)[0] for half in sets.halves)
+    share = len(sets.halves[0]) / len(sets.harmless)
+    harmless = share * first + (1 - share) * second
 
     def kept(difference: Tensor) -> Tensor:
         return difference * (difference.norm(dim=-1, keepdim=True) > _NOTHING * size[..., None])
