@@ -228,3 +228,17 @@ def test_a_direction_that_is_gone_has_no_cosine() -> None:
     gone = Directions(torch.zeros_like(found.refusal), found.null)
     site = direction_sites(model, sets, gone, found, 8)[-1]
     assert (site.norm, site.auroc, site.cosine) == (0.0, None, None) and site.start_auroc is not None
+
+
+def test_adapters_are_read_through() -> None:
+    """Under LoRA the blocks are the same ones, and a fresh adapter changes nothing."""
+    from geomsafe.config import LoraSettings
+    from geomsafe.models.adapters import add_lora
+
+    plain, sets = tiny_model("llama"), sets_of()
+    wanted = directions_of(plain, sets, 8).refusal
+    adapted = add_lora(tiny_model("llama"), LoraSettings())
+    torch.testing.assert_close(directions_of(adapted, sets, 8).refusal, wanted, rtol=1e-5, atol=1e-6)
+    with ablated(adapted, wanted[1, -1]):
+        ((_, streams),) = residuals(adapted, sets.harmful[:1], 1, 1)
+    assert float((streams[0, 1:, -1] @ wanted[1, -1]).abs().max()) < 1e-4

@@ -23,7 +23,7 @@ from torch import Tensor
 from geomsafe.data import Prompt, hold_out
 from geomsafe.probes.residuals import post_instruction_tokens, prompts_in_tokens, residuals
 
-TRAIN, HELD_OUT = 64, 64
+TRAIN, HELD_OUT = 48, 48
 """Prompts of a kind behind a mean and behind an AUROC, at most (Arditi et al.: 128 and 100)."""
 
 FEWEST = 8
@@ -127,7 +127,8 @@ def directions_of(model: Any, sets: ContrastSets, batch_size: int) -> Directions
     harmless = share * first + (1 - share) * second
 
     def kept(difference: Tensor) -> Tensor:
-        return difference * (difference.norm(dim=-1, keepdim=True) > _NOTHING * size[..., None])
+        found = difference.norm(dim=-1, keepdim=True) > _NOTHING * size[..., None]
+        return torch.where(found, difference, 0.0)
 
     return Directions(kept(harmful - harmless), kept(first - second))
 

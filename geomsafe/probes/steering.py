@@ -81,10 +81,11 @@ def added(model: Any, direction: Tensor, layer: int, scale: float = 1.0) -> Iter
 
 
 def _unit(direction: Tensor) -> Tensor:
-    length = direction.double().norm()
+    wide = direction.detach().cpu().double()
+    length = float(wide.norm())
     if not length > 0:
         raise ModelError("a direction of length zero cannot be taken out: it has no meaning at this layer and position")
-    return direction.double() / length
+    return wide / length
 
 
 def _on_input(change: Change) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -38,8 +38,8 @@ START = "theta_0"
 PROXIED = 100
 """Harmful prompts whose proxies are read, at most, of as many clusters as there are."""
 
-PROMPTS = 64
-"""Prompts behind the curve, at most: theta_0's logits on them are kept (64 x 20 x vocabulary x 4 bytes)."""
+PROMPTS = 48
+"""Prompts behind the curve, at most: theta_0's logits on them are kept (48 x 20 x vocabulary x 4 bytes)."""
 
 POSITIONS = 20
 """Answer positions of the curve."""
