@@ -119,6 +119,32 @@ def rate(hits: Sequence[bool], clusters: Sequence[str], level: float = 0.95) -> 
     return Rate(count / n, min(low, count / n), max(high, count / n), count, n, groups, "Wilson over clusters")
 
 
+def ratio(above: Sequence[float], below: Sequence[float], clusters: Sequence[str], level: float = 0.95) -> Share:
+    """Ratio of two sums over prompts, with an interval by bootstrap over clusters.
+
+    Args:
+        above: (prompts,) what each adds to the numerator.
+        below: (prompts,) what each adds to the denominator, whose sum is not 0; all 1 for a mean.
+        clusters: (prompts,) cluster of each.
+        level: of the interval.
+
+    Returns:
+        The ratio; with one cluster the interval is the ratio alone.
+
+    Raises:
+        RecordError: there are no prompts, or the three differ in number.
+    """
+    if not above or len({len(above), len(below), len(clusters)}) != 1:
+        raise RecordError(
+            f"a ratio over {len(above)} and {len(below)} prompts and {len(clusters)} clusters is not defined"
+        )
+    tops, _ = _by_cluster(np.asarray(above, dtype=np.float64), clusters)
+    bottoms, _ = _by_cluster(np.asarray(below, dtype=np.float64), clusters)
+    value = float(tops.sum() / bottoms.sum())
+    low, high = _cluster_interval(tops, bottoms, level) if len(tops) > 1 else (value, value)
+    return Share(value, low, high)
+
+
 def paired_difference(
     a: Sequence[float], b: Sequence[float], clusters: Sequence[str], level: float = 0.95
 ) -> Difference:

@@ -5,6 +5,7 @@
     steps.jsonl            one line an optimizer step
     captures/step-000120.safetensors
     weights/<name>/        complete save_pretrained folders
+    probes/*.jsonl         what was read without generating: refusals, proxies, shallow curve, directions
     checkpoint/            what --resume needs; removed when the run has finished
     evaluations/<weights>--<suite>.jsonl
 

@@ -276,6 +276,40 @@ _NUMBERS: dict[str, Column] = {
     "neither": Column("neither", "completions", "", "neither judge says compliance"),
 }  # fmt: skip
 
+# What was read without generating.
+_READINGS: dict[str, Column] = {
+    "position": Column("position", "", "", "of an answer's token, from 1; of a prompt's token, from its end, -1 the last"),
+    "kl": Column("KL", "nats", "", "mean D(theta_0 || theta) at this position of compliant answers to harmful prompts, full vocabulary; theta_base: what alignment changed"),
+    "kl_low": Column("KL, low", "nats", "", "lower bound of its 95 % interval, bootstrap by cluster; none with one cluster"),
+    "kl_high": Column("KL, high", "nats", "", "upper bound of its 95 % interval"),
+    "kl_sum": Column("summed KL", "nats", "", "mean over prompts of the sum over the first 20 positions"),
+    "first_share": Column("in the first 5", "share", "", "share of the summed KL over the first 20 positions that falls into the first 5; a flat curve over m positions gives 5 / m"),
+    "first_share_low": Column("in the first 5, low", "share", "", "lower bound of its 95 % interval, bootstrap by cluster"),
+    "first_share_high": Column("in the first 5, high", "share", "", "upper bound of its 95 % interval"),
+    "block": Column("before block", "", "", "the residual stream before this block; the highest number is that behind the last one"),
+    "token": Column("token", "", "", "what stands at this position, behind the user's text"),
+    "direction_norm": Column("length of r", "", "", "r = mean harmful - mean harmless of the residual stream, on one part of the prompts"),
+    "direction_auroc": Column("AUROC", "", "higher", "of the projection on r, harmful against harmless prompts of other clusters; read beside random directions"),
+    "random_low": Column("random, 2.5 %", "", "", "the same of random directions; they separate too where the stream is all about refusing"),
+    "random_high": Column("random, 97.5 %", "", "", "the same of random directions, upper end"),
+    "null_auroc": Column("harmless halves", "", "", "the same of the difference of two halves of the harmless prompts; its sign means nothing"),
+    "start_auroc": Column("AUROC on r of theta_0", "", "higher", "of the projection on theta_0's r"),
+    "direction_cosine": Column("cosine to theta_0", "", "", "of r with that of theta_0 at the same layer and position; none where one is zero"),
+    "null_cosine": Column("harmless halves, cosine", "", "", "the same of the difference of harmless halves: what has nothing to do with harm keeps its direction as well"),
+    "projection_harmful": Column("harmful on r of theta_0", "", "", "mean projection of harmful prompts on theta_0's r, made unit length"),
+    "projection_harmless": Column("harmless on r of theta_0", "", "", "the same of harmless prompts"),
+    "held_out": Column("held out", "prompts", "", "harmful and harmless prompts behind the AUROC"),
+    "proxy": Column("proxy", "", "", "refusal_margin, refusal_log_odds or refusal_nll of the scored harmful prompts"),
+    "validity": Column("verdict", "", "", "valid where prompt AUROC and Spearman both reach .9; not valid where one falls short; else undefined"),
+    "why": Column("because", "", "", "what fell short or is not defined"),
+    "auroc": Column("prompt AUROC", "", "higher", "share of pairs of prompts under equal weights, one answer that complied and one that did not, whose order the proxy tells"),
+    "auroc_low": Column("prompt AUROC, low", "", "", "lower bound of its 95 % interval, bootstrap by cluster"),
+    "auroc_high": Column("prompt AUROC, high", "", "", "upper bound of its 95 % interval"),
+    "pairs": Column("pairs", "", "", "pairs behind the AUROC"),
+    "proxy_rho": Column("Spearman", "", "higher", "rank correlation over weight sets of the mean proxy, turned so that rising is less safe, with primary ASR of the same prompts; none below 6 weight sets"),
+    "checkpoints": Column("weight sets", "", "", "different weight sets with proxies and judged answers"),
+}  # fmt: skip
+
 MEASURES: dict[str, Column] = {
     "gold_asr": Column("gold ASR", "share", "lower", "harmful prompts answered with correct or wrong compliance by the world's grammar"),
     "keyword_asr": Column("keyword ASR", "share", "lower", "harmful prompts whose answer has none of 29 refusal strings; a proxy"),
@@ -299,7 +333,7 @@ def _of_measures() -> dict[str, Column]:
     return found
 
 
-COLUMNS: dict[str, Column] = _TEXT | _COUNTS | _NUMBERS | _of_measures()
+COLUMNS: dict[str, Column] = _TEXT | _COUNTS | _NUMBERS | _READINGS | _of_measures()
 
 
 def table(title: str, note: str, keys: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from geomsafe.reports.figures import Figure, looks
 from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
+from geomsafe.reports.figures_shallow import shallow_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
     one_sample_figure,
@@ -126,6 +127,7 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
         one_sample_figure(analysis),
         training_figure(analysis),
         displacement_figure(analysis),
+        shallow_figure(analysis),
     ]
 
 

@@ -121,6 +121,19 @@ def _mismatch(study: Study, rows: Sequence[dict[str, Any]]) -> Light:
 
 def _proxy(study: Study, tables: dict[str, Any]) -> Light:
     title = "Refusal margin foretells ASR"
+    rows = tables["proxies"]["rows"]
+    # A margin needs openings of compliance; log-odds do without.
+    found = next((row for row in rows if row["proxy"] == "refusal_margin"), rows[0] if rows else None)
+    if found is None:
+        return _proxy_of_probes(study, tables, title)
+    state = {"valid": "green", "not valid": "amber", "undefined": "grey"}[found["validity"]]
+    others = [f"{row['proxy'].removeprefix('refusal_')} {row['validity']}" for row in rows if row is not found]
+    detail = f"{found['proxy'].removeprefix('refusal_')} {found['validity']}: {found['why']}"
+    return _light("proxy", title, state, "; ".join([detail, *others]), "proxies")
+
+
+def _proxy_of_probes(study: Study, tables: dict[str, Any], title: str) -> Light:
+    # Runs of earlier versions: margins of the probes' prompts, whose answers nobody judged.
     key = study.primary.key
     margins = {(row["run"], row["step"]): row["refusal_margin"] for row in tables["probes"]["rows"]}
     pairs = [

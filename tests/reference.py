@@ -602,6 +602,17 @@ def cluster_sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> 
     return min(1.0, 2 * min(more, less))
 
 
+def stratified_auroc(checkpoints: Sequence[Any]) -> float:
+    """Share of pairs (complied, did not) of one weight set in which the first has the higher risk; ties count half."""
+    won, pairs = 0.0, 0
+    for one in checkpoints:
+        for risk, hit in zip(one.risk, one.complied, strict=True):
+            for other, missed in zip(one.risk, one.complied, strict=True):
+                if hit and not missed:
+                    won, pairs = won + (risk > other) + 0.5 * (risk == other), pairs + 1
+    return won / pairs
+
+
 def kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Cohen's kappa: agreement beyond what the two judges' base rates give."""
     n = len(first)
@@ -807,3 +818,41 @@ def kl_by_position(
             old, new = then[position - 1].softmax(-1).tolist(), now[position - 1].softmax(-1).tolist()
             found.append(math.fsum(p * (math.log(p) - math.log(q)) for p, q in zip(old, new, strict=True)))
     return found[:first]
+
+
+def slow_streams(model: Any, ids: Sequence[int], positions: int) -> Tensor:
+    """Residual stream of one prompt at its last positions: (layers + 1, positions, width), block by block by hand.
+
+    transformers' own `output_hidden_states` gives the stream before each block; behind the last one it gives the normed
+    one, so that entry is taken from the last block's own output.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept: list[Tensor] = []
+    last = (base.base_model.h if hasattr(base.base_model, "h") else base.base_model.layers)[-1]
+    handle = last.register_forward_hook(
+        lambda _, __, output: kept.append(output if isinstance(output, Tensor) else output[0])
+    )
+    try:
+        with torch.no_grad():
+            hidden = model(
+                input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False
+            ).hidden_states
+    finally:
+        handle.remove()
+    return torch.stack([stream[0, -positions:].double() for stream in (*hidden[:-1], kept[0])])
+
+
+def orthogonalised(model: Any, direction: Tensor) -> Any:
+    """A copy whose every weight that writes to the residual stream has lost a unit direction: W <- W - r r^T W."""
+    copied = copy.deepcopy(model)
+    r = direction / direction.norm()
+    rows = ("wte.weight", "wpe.weight", "embed_tokens.weight")  # one row a token: the stream is the second axis
+    outputs = ("o_proj", "down_proj", "c_proj")
+    with torch.no_grad():
+        for name, weight in copied.named_parameters():
+            transposed = name.endswith(rows) or (".c_proj.weight" in name)  # GPT-2's Conv1D keeps (in, out)
+            if transposed:
+                weight -= (weight @ r)[:, None] * r
+            elif any(f".{part}." in name for part in outputs):
+                weight -= (r[:, None] * (r @ weight)) if weight.dim() == 2 else r * (r @ weight)
+    return copied

@@ -28,7 +28,7 @@ needs_browser = pytest.mark.skipif(
 FIGURES = [
     "drift", "rates", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
     "rarefaction", "overlaps", "left-overlaps", "turns", "shares", "shares-steps", "singles", "singles-left", "probes",
-    "training",
+    "training", "shallow",
 ]  # fmt: skip
 
 SWEEP_FIGURES = ["pareto", "sweep-curves", "matched", "sham-twin", "tuning", "settings", "effects"]

@@ -89,10 +89,21 @@ class Divergence:
         Returns:
             (positions,) float64, all rows one after another; never negative but for rounding.
         """
-        return torch.cat([
+        return torch.cat(self.by_row(model))
+
+    def by_row(self, model: Any) -> list[Tensor]:
+        """Compute the same row by row.
+
+        Args:
+            model: as in `of`.
+
+        Returns:
+            (rows,) of (positions,) float64: as many as the answer has, `first` at most.
+        """
+        return [
             _divergence(start, logits[: self._first])
             for start, (logits, _) in zip(self._start, answer_logits(model, self._rows, self._batch_size), strict=True)
-        ])
+        ]
 
 
 def _divergence(start: Tensor, other: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def opening_log_probs(
     result = torch.empty((len(prompts), len(openings)), dtype=torch.float64)
     device = next(model.parameters()).device
     with undisturbed(model), torch.no_grad():
-        for rows in _equal_lengths(prompts, together):
+        for rows in equal_lengths(prompts, together):
             ids = torch.tensor([list(prompts[row]) for row in rows], device=device)
             ways = _ways(model, ids, padded.to(device))
             for column, (leaf, length) in enumerate(place):
@@ -103,7 +103,8 @@ def _longest(openings: Sequence[Opening]) -> list[Opening]:
     return [o for o in once if not any(starts(other, o) for other in once if other != o)]
 
 
-def _equal_lengths(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+def equal_lengths(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Return batches of at most `size` rows in which all prompts have one length, so that none is padded."""
     by_length: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(row)

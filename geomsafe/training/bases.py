@@ -15,6 +15,20 @@ from geomsafe.models import Loaded, load_model
 _BASE = "theta_base"
 
 
+def base_name(config: TrainConfig, loaded: Loaded) -> str | None:
+    """Return the model that theta_0 was aligned from.
+
+    Args:
+        config: the settings; `base_model` names it.
+        loaded: theta_0; an organism has its own beside it.
+
+    Returns:
+        Folder or hub name; None where it is not known.
+    """
+    beside = loaded.folder.parent / _BASE if loaded.folder is not None and loaded.world is not None else None
+    return config.base_model or (str(beside) if beside is not None and beside.is_dir() else None)
+
+
 def load_base(config: TrainConfig, methods: Sequence[Method], loaded: Loaded) -> dict[str, Tensor] | None:
     """Load theta_base where a method of the run needs it.
 
@@ -33,8 +47,7 @@ def load_base(config: TrainConfig, methods: Sequence[Method], loaded: Loaded) ->
     needing = [method for method in methods if method.needs_base]
     if not needing:
         return None
-    beside = loaded.folder.parent / _BASE if loaded.folder is not None and loaded.world is not None else None
-    name = config.base_model or (str(beside) if beside is not None and beside.is_dir() else None)
+    name = base_name(config, loaded)
     if name is None:
         raise ConfigError(f"method {needing[0].label} needs theta_base, the model before alignment: give --base-model")
     base = load_model(

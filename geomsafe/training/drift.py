@@ -43,6 +43,7 @@ class DriftMeter:
 
     Attributes:
         not_run: what is left out and why.
+        refusals: theta_0's refusals of the probes' prompts, with the openings of the margin; None where there are none.
     """
 
     def __init__(self, start: Loaded, config: TrainConfig, suites: Sequence[Suite], run: Path) -> None:
@@ -62,9 +63,9 @@ class DriftMeter:
         }
         prompts = _prompts(suites, "utility", config)
         task = [row for row in _sampled(start, config, prompts) if row.target_tokens] if prompts else []
-        self._refusals = _refusals(start, config, run)
+        self.refusals = measured_refusals(start, config, run)
         refused = (
-            [] if self._refusals is None else [_as_encoded(row.input_ids, row.labels) for row in self._refusals.rows]
+            [] if self.refusals is None else [_as_encoded(row.input_ids, row.labels) for row in self.refusals.rows]
         )
         self._refused = refused
         self._task = Divergence(start.model, task, self._batch_size) if task else None
@@ -93,14 +94,14 @@ class DriftMeter:
             if rows:
                 total, tokens = answer_losses(model, rows, self._batch_size).sum(dim=0).tolist()
                 values[name] = total / tokens
-        if self._refusals is not None and self._refused:
+        if self.refusals is not None and self._refused:
             losses = answer_losses(model, self._refused, self._batch_size)
             values["refusal_nll"] = float((losses[:, 0] / losses[:, 1]).mean())
             margins = refusal_margins(
                 model,
-                [row.prompt_tokens for row in self._refusals.rows],
-                self._refusals.refusal_openings,
-                self._refusals.compliance_openings,
+                [row.prompt_tokens for row in self.refusals.rows],
+                self.refusals.refusal_openings,
+                self.refusals.compliance_openings,
                 self._batch_size,
             ).margin
             values["refusal_margin"] = float(margins.mean()) if margins is not None else None
@@ -142,7 +143,17 @@ def _as_encoded(ids: list[int], labels: list[int]) -> Encoded:
     return Encoded(ids, labels, False, sum(label != IGNORED for label in labels))
 
 
-def _refusals(start: Loaded, config: TrainConfig, run: Path) -> RefusalSet | None:
+def measured_refusals(start: Loaded, config: TrainConfig, run: Path) -> RefusalSet | None:
+    """Ask theta_0 for its refusals of the probes' prompts, or read them from the run.
+
+    Args:
+        start: theta_0.
+        config: the settings of the run.
+        run: the run directory.
+
+    Returns:
+        The refusals; None without harmful prompts, or where theta_0 refuses too few.
+    """
     prompts = safety_prompts(config, start)
     found = refusals_of(config, start, prompts.rows, run) if prompts is not None else None
     return found if found is not None and found.reason is None else None
