@@ -63,6 +63,9 @@ def evaluate(
     whole_answers: Annotated[
         bool, typer.Option("--whole-answers", help="Let answers run on where the keyword verdicts are settled.")
     ] = False,
+    leave_out_long: Annotated[
+        bool, typer.Option("--leave-out-long", help="Leave out prompts that fill the context, and count them.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most prompts in one batch (default: the run's, else 128).")
     ] = None,
@@ -94,6 +97,7 @@ def evaluate(
         "judges": list(judge or []),
         "weights": weights or None,
         "whole_answers": whole_answers,
+        "leave_out_long": leave_out_long,
         "base_url": base_url,
     }
     _check(sources, paired, out)
@@ -145,6 +149,9 @@ def _score(source: str, prompts: list[str], out: Path | None, options: dict[str,
     with ScoreProgress(Console(stderr=True)) as progress:
         evaluations = run_evaluation(source, prompts, folder, progress=progress.update, **options)
     print_table(score_rows(evaluations, folder))
+    for one in evaluations:
+        if one.settings.get("left_out"):
+            typer.echo(f"{one.weights}: {one.suite}: {one.settings['left_out']} prompts fill the context, left out")
     typer.echo(f"completions: {folder / 'evaluations'}")
     return folder, evaluations
 

@@ -18,6 +18,7 @@ from geomsafe.errors import ConfigError, DataError
 from geomsafe.evaluation import Suite, engines, evaluate_model, suites_for
 from geomsafe.evaluation.identity import model_sha256
 from geomsafe.evaluation.keywords import KEYWORD_19, KEYWORD_29
+from geomsafe.evaluation.score import evaluate_engine
 from geomsafe.evaluation.suites import KINDS
 from geomsafe.models import Loaded, add_lora, fingerprint
 from geomsafe.records import Evaluation, read_jsonl
@@ -313,6 +314,20 @@ def test_a_prompt_longer_than_the_context_is_refused_before_anything_is_generate
     with pytest.raises(DataError, match=r"prompt 2 of '.*long.csv' has \d+ tokens, the model's context is 128"):
         score(loaded, tmp_path, suites=suites)
     assert generations == [] and not (tmp_path / "evaluations").exists()
+
+
+def test_prompts_that_do_not_fit_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text('prompt\nshort\n"' + "long " * 200 + '"\nalso short\n', encoding="utf-8")
+    loaded = organism(max_position_embeddings=128)
+    engine = engines.LocalEngine(loaded, 6, 4, leave_out_long=True)
+    (one,) = evaluate_engine(engine, suites_for(loaded, [f"retained={path}"]), tmp_path, "final")
+    assert [row["prompt"] for row in one.stored.rows] == ["short", "also short"]
+    settings = one.stored.evaluation.settings
+    assert (one.stored.evaluation.n, settings["left_out"], settings["available"]) == (2, 1, 3)
+    path.write_text('prompt\n"' + "long " * 200 + '"\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"no prompt of '.*long.csv' fits the model's context"):
+        evaluate_engine(engine, suites_for(loaded, [f"retained={path}"]), tmp_path, "final")
 
 
 def test_two_suites_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Engine(Protocol):
             source: name of the prompt set, for messages.
 
         Returns:
-            One question a prompt, of the engine's own kind.
+            One question a prompt, of the engine's own kind; None for one that is to be left out.
 
         Raises:
             DataError: a prompt cannot be asked.
@@ -89,6 +89,7 @@ class LocalEngine:
         batch_size: most prompts that run together.
         system_prompt: system turn before prompts that have none of their own.
         choosing: greedy or sampled.
+        leave_out_long: leave out prompts that fill the model's context, instead of refusing the set.
     """
 
     loaded: Loaded
@@ -96,8 +97,9 @@ class LocalEngine:
     batch_size: int = 128
     system_prompt: str | None = None
     choosing: Choosing = GREEDY
+    leave_out_long: bool = False
 
-    def ask(self, prompts: Sequence[Prompt], attempts: Sequence[Attempt], source: str) -> list[Question]:
+    def ask(self, prompts: Sequence[Prompt], attempts: Sequence[Attempt], source: str) -> list[Question | None]:
         """Render attempts with the chat template.
 
         Args:
@@ -106,20 +108,23 @@ class LocalEngine:
             source: name of the prompt set, for messages.
 
         Returns:
-            One question a prompt.
+            One question a prompt; None for one that fills the context and is to be left out.
 
         Raises:
-            DataError: a prompt fills the model's context.
+            DataError: a prompt fills the model's context and is not to be left out.
         """
         context = context_length(self.loaded.model)
-        questions: list[Question] = []
+        questions: list[Question | None] = []
         for number, (prompt, attempt) in enumerate(zip(prompts, attempts, strict=True), start=1):
             system = prompt.system or self.system_prompt
             ids = [*prompt_ids(attempt.text, self.loaded.tokenizer, system=system), *attempt.opening_ids]
             if context is not None and len(ids) >= context:
+                if self.leave_out_long:
+                    questions.append(None)
+                    continue
                 raise DataError(
-                    f"prompt {number} of '{source}' has {len(ids)} tokens, the model's context is {context}: "
-                    f"shorten or remove it ('{' '.join(prompt.text[:40].split())} ...')"
+                    f"prompt {number} of '{source}' has {len(ids)} tokens, the model's context is {context}: shorten "
+                    f"it, or leave such prompts out (--leave-out-long) ('{' '.join(prompt.text[:40].split())} ...')"
                 )
             questions.append(Question(ids, attempt.opening_ids))
         return questions

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geomsafe.data import Prompt
-from geomsafe.errors import ConfigError, RecordError
+from geomsafe.errors import ConfigError, DataError, RecordError
 from geomsafe.evaluation.attacks import Attempt
 from geomsafe.evaluation.attempting import attempts_of
 from geomsafe.evaluation.decoding import Completion
@@ -156,6 +156,7 @@ class _Asked:
 
     suite: Suite
     limit: int | None
+    left_out: int
     prompts: list[Prompt]
     attempts: list[Attempt]
     questions: list[Any]
@@ -174,6 +175,7 @@ class _Asked:
             "batch_size": engine.batch_size,
             "limit": self.limit,
             "available": len(self.suite.prompts.rows),
+            "left_out": self.left_out,
             "attack": self.suite.attack.settings(),
             "early_stop": self.stopping,
             "judges": {judge.name: judge.settings() for judge in self.judges},
@@ -201,11 +203,19 @@ def _ask(
     place: Path,
     progress: Progress | None,
 ) -> _Asked:
+    """Render a suite and name its judges.
+
+    Returns:
+        What is to be answered and judged.
+
+    Raises:
+        DataError: not one prompt can be asked.
+    """
     limits = [one for one in (limit, suite.limit) if one is not None]
     prompts = suite.prompts.rows[: min(limits, default=None)]
     report = _labelled(progress, f"{place.name}: {suite.attack.name}")
-    kept = place.with_name(f"{place.name}.attempts.jsonl")
-    attempts = attempts_of(suite.attack, prompts, engine.loaded, engine.system_prompt, kept, report)
+    searched = place.with_name(f"{place.name}.attempts.jsonl")
+    attempts = attempts_of(suite.attack, prompts, engine.loaded, engine.system_prompt, searched, report)
     world = None if engine.loaded is None else engine.loaded.world
     judges = make_judges(suite.kind, world, usual if suite.judges is None else suite.judges)
     by_row, later = split(judges)
@@ -213,7 +223,20 @@ def _ask(
     tokenizer = None if engine.loaded is None else engine.loaded.tokenizer
     settled = None if whole_answers or tokenizer is None else early_stop(tokenizer, reading)
     questions = engine.ask(prompts, attempts, suite.prompts.source)
-    return _Asked(suite, min(limits, default=None), prompts, attempts, questions, by_row, later, settled)
+    kept = [index for index, question in enumerate(questions) if question is not None]
+    if not kept:
+        raise DataError(f"no prompt of '{suite.prompts.source}' fits the model's context: name another set")
+    return _Asked(
+        suite,
+        min(limits, default=None),
+        len(prompts) - len(kept),
+        [prompts[index] for index in kept],
+        [attempts[index] for index in kept],
+        [questions[index] for index in kept],
+        by_row,
+        later,
+        settled,
+    )
 
 
 def _complete(

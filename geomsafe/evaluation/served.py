@@ -54,7 +54,7 @@ class ServerEngine:
         """Nothing: the model is elsewhere."""
         return None
 
-    def ask(self, prompts: Sequence[Prompt], attempts: Sequence[Attempt], source: str) -> list[Conversing]:
+    def ask(self, prompts: Sequence[Prompt], attempts: Sequence[Attempt], source: str) -> list[Conversing | None]:
         """Write attempts as conversations; how long they may be is known to the server alone.
 
         Args:

@@ -60,6 +60,7 @@ def evaluate(
     judges: Sequence[JudgeSpec] = (),
     weights: Sequence[str] | None = None,
     whole_answers: bool = False,
+    leave_out_long: bool = False,
     base_url: str | None = None,
     progress: Progress | None = None,
     **given: Any,
@@ -76,6 +77,7 @@ def evaluate(
         judges: judges of refusal where the suite names none (default: the usual keyword lists).
         weights: sets of weights of a run (default: theta_0 and all that were saved).
         whole_answers: let every answer run to its end, also where the verdicts are settled before.
+        leave_out_long: leave out prompts that fill the model's context, and count them, instead of refusing the set.
         base_url: of an OpenAI-compatible server that answers in place of a model loaded here.
         progress: called as prompts are done.
         given: of `SETTINGS`; None means not given.
@@ -102,7 +104,11 @@ def evaluate(
             "judge 'perplexity' asks theta_0 how likely an answer is, and only a run has one: score a run"
         )
     asked = _Asking(
-        suite, tuple(judges), whole_answers, {name: value for name, value in given.items() if value is not None}
+        suite,
+        tuple(judges),
+        whole_answers,
+        leave_out_long,
+        {name: value for name, value in given.items() if value is not None},
     )
     folder = out if out is not None else default_out(source)
     changed = asked.config() | ({"eval_prompts": list(prompts)} if prompts else {})
@@ -136,6 +142,7 @@ class _Asking:
     suite: str | None
     judges: tuple[JudgeSpec, ...]
     whole_answers: bool
+    leave_out_long: bool
     given: dict[str, Any]
 
     def config(self) -> dict[str, Any]:
@@ -243,6 +250,7 @@ def _score(
         config.eval_batch_size,
         config.system_prompt,
         asked.choosing(spec),
+        asked.leave_out_long,
     )
     return evaluate_engine(
         engine,

@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from geomsafe.data import load_prompts
 from geomsafe.errors import ConfigError
 from geomsafe.evaluation.attacks import Attack, Direct, parse_attack
+from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.judges import named_judge
-from geomsafe.evaluation.suites import KINDS, Kind, Suite, check_world, parse_suite, slug, unique_names
+from geomsafe.evaluation.suites import Kind, Suite, check_world, parse_suite, slug, unique_names
 from geomsafe.world import World
 
 PRESETS = ("quick", "full")
@@ -137,6 +138,7 @@ def _check(spec: SuiteSpec) -> None:
     Raises:
         ConfigError: an attack stands at prompts that are not harmful.
     """
+    Choosing(spec.temperature or 0.0, spec.top_p if spec.top_p is not None else 1.0)
     for judges in (spec.judges, *(one.judges for one in spec.sets)):
         for judge in judges or ():
             named_judge(judge)
@@ -144,6 +146,4 @@ def _check(spec: SuiteSpec) -> None:
         kind, source = _named(one)
         attacks = _attacks(spec, one, kind)
         if kind != "harmful" and any(not isinstance(attack, Direct) for attack in attacks):
-            raise ConfigError(
-                f"set '{source}' is {kind}: attacks are for harmful sets, put '{KINDS[0]}' or leave them out"
-            )
+            raise ConfigError(f"set '{source}' is {kind}: attacks are for harmful sets, leave them out here")
