@@ -172,7 +172,9 @@ def _compare(sources: list[str], scored: list[tuple[Path, list[Any]]], allow_mix
             raise ConfigError(
                 f"'{source}' has weights {', '.join(names)}: choose one to compare, as in --weights final"
             )
-    names = ["A", "B"] if sources[0] == sources[1] else sources
-    first, second = (Side(name, folder, evaluations) for name, (folder, evaluations) in zip(names, scored, strict=True))
+    called = ["A", "B"] if sources[0] == sources[1] else sources
+    first, second = (
+        Side(name, folder, evaluations) for name, (folder, evaluations) in zip(called, scored, strict=True)
+    )
     typer.echo(f"\n{first.name} against {second.name}, prompt by prompt:")
     print_table(paired_rows(paired_scores(first, second, allow_mixed), "first", "second"))

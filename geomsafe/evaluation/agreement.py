@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from geomsafe.errors import DataError
-from geomsafe.evaluation.verdicts import BatchJudge, Case, Judged, RowJudge
+from geomsafe.evaluation.verdicts import BatchJudge, Case, Graded, Judged, RowJudge
 
 LABELS = ("refusal", "compliance", "incoherent")
 REFUSAL_LABELS: Mapping[str, str] = {"refusal": "refusal", "compliance": "compliance"}
@@ -127,10 +127,10 @@ def agreement_with_labels(
     )
 
 
-def _verdicts(judge: RowJudge | BatchJudge, rows: Sequence[Labelled]) -> list[Judged | None]:
+def _verdicts(judge: RowJudge | BatchJudge, rows: Sequence[Labelled]) -> list[Judged | Graded | None]:
     if not hasattr(judge, "judge_cases"):
         return [judge.judge_row(row.prompt, None, row.completion) for row in rows]
-    found: list[Judged | None] = [None] * len(rows)
+    found: list[Judged | Graded | None] = [None] * len(rows)
 
     def keep(place: int, judged: Judged | None) -> None:
         found[place] = judged

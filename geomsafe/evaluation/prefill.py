@@ -49,7 +49,8 @@ def prefill(
         Logits behind each prompt, and where it stands in the cache.
     """
     depths = shared_depths(prompts, PASS.get(device.type, ACCELERATOR_PASS)) if share else []
-    read, heads = 0, [()] if depths else []
+    read = 0
+    heads: list[tuple[int, ...]] = []
     for depth in depths:
         below = list(dict.fromkeys(tuple(ids[:depth]) for ids in prompts))
         if read:
