@@ -26,6 +26,24 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A judge of refusal: a name or a YAML file; repeat it (default: keyword-29, keyword-19)."),
     ] = None,
+    choices: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Multiple-choice items, by log-likelihood; repeat it.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Loss on conversations, as named for 'train --data'; repeat it."),
+    ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(metavar="TASK,TASK", help="Tasks of lm-evaluation-harness, with commas between.")
+    ] = None,
+    lm_eval_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Task files of your own, for --lm-eval.")
+    ] = None,
+    mt_bench: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="MT-Bench's published files; needs the judge below.")
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Server that rates MT-Bench, http://HOST:PORT/v1.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its model.")] = None,
     paired: Annotated[
         bool, typer.Option("--paired", help="Compare two models prompt by prompt, by cluster permutation.")
     ] = False,
@@ -75,16 +93,26 @@ def evaluate(
         "chat_template": chat_template,
         "trust_remote_code": trust_remote_code or None,
     }
-    options = {
+    options: dict[str, Any] = {
         "suite": suite,
         "judges": list(judge or []),
         "weights": weights or None,
         "whole_answers": whole_answers,
     }
+    options["measures"] = _measures(
+        choices or [], held_out or [], lm_eval, lm_eval_path, mt_bench, judge_url, judge_model
+    )
     _check(sources, paired, out)
     scored = [_score(source, list(prompts or []), out, options | settings) for source in sources]
     if paired:
         _compare(sources, scored, allow_mixed)
+
+
+def _measures(*options: Any) -> Any:
+    # Not at the head of the file: it imports torch.
+    from geomsafe.evaluation.measure_spec import asked_measures
+
+    return asked_measures(*options)
 
 
 def _check(sources: list[str], paired: bool, out: Path | None) -> None:
@@ -106,16 +134,23 @@ def _check(sources: list[str], paired: bool, out: Path | None) -> None:
 def _score(source: str, prompts: list[str], out: Path | None, options: dict[str, Any]) -> tuple[Path, list[Any]]:
     from rich.console import Console
 
-    from geomsafe.cli.tables import print_table, score_rows
+    from geomsafe.cli.tables import measurement_rows, print_table, score_rows
     from geomsafe.evaluation import default_out
     from geomsafe.evaluation import evaluate as run_evaluation
     from geomsafe.training.progress import ScoreProgress
 
     folder = out if out is not None else default_out(source)
+    measurements: list[Any] = []
     with ScoreProgress(Console(stderr=True)) as progress:
-        evaluations = run_evaluation(source, prompts, folder, progress=progress.update, **options)
-    print_table(score_rows(evaluations, folder))
-    typer.echo(f"completions: {folder / 'evaluations'}")
+        evaluations = run_evaluation(
+            source, prompts, folder, progress=progress.update, measured=measurements.append, **options
+        )
+    if evaluations:
+        print_table(score_rows(evaluations, folder))
+        typer.echo(f"completions: {folder / 'evaluations'}")
+    if measurements:
+        print_table(measurement_rows(measurements))
+        typer.echo(f"measurements: {folder / 'measurements'}")
     return folder, evaluations
 
 
@@ -130,6 +165,8 @@ def _compare(sources: list[str], scored: list[tuple[Path, list[Any]]], allow_mix
     from geomsafe.reports.paired import Side, paired_scores
 
     for source, (_, evaluations) in zip(sources, scored, strict=True):
+        if not evaluations:
+            raise ConfigError(f"--paired compares answers to prompts, and '{source}' was only measured: add --prompts")
         names = dict.fromkeys(one.weights for one in evaluations)
         if len(names) > 1:
             raise ConfigError(

@@ -7,7 +7,7 @@ A run's record gains the new evaluations when they lie in the run's own director
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.engines import LocalEngine
 from geomsafe.evaluation.judges import JudgeSpec, named_judge
 from geomsafe.evaluation.judging import judge_later
+from geomsafe.evaluation.measure_spec import MeasureSpec
+from geomsafe.evaluation.measures import make_measures
+from geomsafe.evaluation.measuring import FOLDER, Measure, Work, add_measurements, measure_model
 from geomsafe.evaluation.score import START, Progress, Scored, evaluate_engine
 from geomsafe.evaluation.suite_file import SuiteSpec, read_suite, suites_of
 from geomsafe.evaluation.suites import parse_suite, slug, suites_for
 from geomsafe.evaluation.verdicts import BatchJudge
 from geomsafe.models import Loaded, load_model, no_loading_bars
-from geomsafe.records import Evaluation, RunRecord, read_record, write_record
+from geomsafe.records import Evaluation, Measurement, RunRecord, read_record, write_record
 
 SETTINGS: dict[str, str | None] = {
     "max_new_tokens": "max_new_tokens",
@@ -54,6 +57,8 @@ def evaluate(
     weights: Sequence[str] | None = None,
     whole_answers: bool = False,
     progress: Progress | None = None,
+    measures: MeasureSpec | None = None,
+    measured: Callable[[Measurement], None] | None = None,
     **given: Any,
 ) -> list[Evaluation]:
     """Generate, judge and store.
@@ -69,6 +74,8 @@ def evaluate(
         weights: sets of weights of a run (default: theta_0 and all that were saved).
         whole_answers: let every answer run to its end, also where the verdicts are settled before.
         progress: called as prompts are done.
+        measures: what is measured beside prompt sets; without prompts and suite, only this is done.
+        measured: called with each measurement as it is there.
         given: of `SETTINGS`; None means not given.
 
     Returns:
@@ -87,8 +94,21 @@ def evaluate(
         parse_suite(text)
     for judge in judges:
         named_judge(judge)
+    taken: list[Measurement] = []
+
+    def keep(measurement: Measurement) -> None:
+        taken.append(measurement)
+        if measured is not None:
+            measured(measurement)
+
     asked = _Asking(
-        suite, tuple(judges), whole_answers, {name: value for name, value in given.items() if value is not None}
+        suite,
+        tuple(judges),
+        whole_answers,
+        {name: value for name, value in given.items() if value is not None},
+        tuple(make_measures(measures, suite, given.get("limit"))),
+        bool(prompts),
+        keep,
     )
     folder = out if out is not None else default_out(source)
     changed = asked.config() | ({"eval_prompts": list(prompts)} if prompts else {})
@@ -110,6 +130,7 @@ def evaluate(
     evaluations = _finish(folder, scored, progress)
     if folder.resolve() == run.resolve():
         add_to_record(run, evaluations)
+        add_measurements(run, taken)
     return evaluations
 
 
@@ -121,6 +142,9 @@ class _Asking:
     judges: tuple[JudgeSpec, ...]
     whole_answers: bool
     given: dict[str, Any]
+    measures: tuple[Measure, ...]
+    names_prompts: bool
+    measured: Callable[[Measurement], None]
 
     def config(self) -> dict[str, Any]:
         """Return what changes the settings of a run."""
@@ -207,14 +231,16 @@ def _score(
     """Return the evaluations of one model.
 
     Raises:
-        ConfigError: there are no prompts to score it on.
+        ConfigError: there is nothing to score it on.
     """
     spec = read_suite(asked.suite, loaded.world is not None) if asked.suite is not None else None
     if spec is not None:
         suites = suites_of(spec, loaded.world, loaded.source)
+    elif asked.measures and not asked.names_prompts:
+        suites = []
     else:
         suites = suites_for(loaded, config.eval_prompts, config.data)
-    if not suites:
+    if not suites and not asked.measures:
         raise ConfigError(f"nothing to score '{loaded.source}' on: name prompts, as in '--prompts harmful=FILE'")
     engine = LocalEngine(
         loaded,
@@ -223,7 +249,7 @@ def _score(
         config.system_prompt,
         asked.choosing(spec),
     )
-    return evaluate_engine(
+    scored = evaluate_engine(
         engine,
         suites,
         folder,
@@ -233,6 +259,30 @@ def _score(
         whole_answers=asked.whole_answers,
         progress=progress,
     )
+    _measure(loaded, config, asked, spec, folder / FOLDER, name, progress)
+    return scored
+
+
+def _measure(
+    loaded: Loaded,
+    config: TrainConfig,
+    asked: _Asking,
+    spec: SuiteSpec | None,
+    folder: Path,
+    name: str,
+    progress: Progress | None,
+) -> None:
+    work = Work(
+        loaded,
+        name,
+        folder,
+        batch_size=asked.given.get("batch_size"),
+        answers_together=config.eval_batch_size,
+        max_new_tokens=asked.setting("max_new_tokens", spec, None),
+        seed=asked.setting("seed", spec, 0),
+        system_prompt=config.system_prompt,
+    )
+    measure_model(work, asked.measures, progress, asked.measured)
 
 
 def _finish(folder: Path, scored: Sequence[Scored], progress: Progress | None) -> list[Evaluation]:
