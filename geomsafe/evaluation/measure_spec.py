@@ -75,7 +75,7 @@ def _tasks(value: Any) -> Any:
     """Return tasks as they may be written, "a,b" or [a, b], in a mapping with their settings."""
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
-    if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
+    if isinstance(value, list | tuple) and value and all(isinstance(entry, str) for entry in value):
         return [{"tasks": value}]
     return value if isinstance(value, list | tuple) else [value]
 

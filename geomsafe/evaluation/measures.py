@@ -210,7 +210,7 @@ def make_measures(asked: MeasureSpec | None, suite: str | None = None, limit: in
     """
     spec = asked if asked is not None else MeasureSpec()
     if suite is not None and suite not in PRESETS:
-        spec = spec.and_those_of(MeasureSpec(**{key: getattr(read_suite(suite, False), key) for key in _KEYS}))
+        spec = spec.and_those_of(read_suite(suite, organism=False))
     plans: list[tuple[str, Callable[[str], Measure]]] = []
     for choices in spec.choices:
         plans.append((f"choices-{slug(choices.source)}", _choices(_limited(choices, limit))))
@@ -223,9 +223,6 @@ def make_measures(asked: MeasureSpec | None, suite: str | None = None, limit: in
         plans.append((f"mt-bench-{slug(mt_bench.judge_model)}", _mt_bench(_limited(mt_bench, limit))))
     names = unique_names([name for name, _ in plans])
     return [make(name) for name, (_, make) in zip(names, plans, strict=True)]
-
-
-_KEYS = tuple(MeasureSpec.model_fields)
 
 
 def _limited(spec: Any, limit: int | None) -> Any:
