@@ -125,7 +125,7 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              arms.point_columns(), points),
             ("suites", "Suites", "every measure on every prompt set; the table of arms uses the first set of a kind",
              arms.SUITES, arms.suite_rows(study)),
-            ("measurements", "Measurements", "utility beside judged answers; value in the metric's unit and standard error",
+            ("measurements", "Measurements", "utility beside judged answers; each value in its metric's unit",
              measurements.MEASUREMENTS, measurements.measurement_rows(study)),
             ("distances", "Distance per layer", "last iterates; L2 depends on the gauge",
              geometry.DISTANCES, geometry.distance_rows(study)),

@@ -119,7 +119,9 @@ _TEXT: dict[str, Column] = {
     "reason": Column("why undefined", "", "", "why a cosine has no value, or a null or an arm is not comparable"),
     "judge": Column("judge", "", "", "what gave the verdicts"),
     "suite": Column("suite", "", "", "prompt set"),
-    "measurement": Column("measure", "", "", "what was measured beside judged answers, such as choices-arc; docs/utility.md"),
+    "measurement": Column(
+        "measure", "", "", "what was measured beside judged answers, such as choices-arc; docs/utility.md"
+    ),
     "metric": Column("metric", "", "", "acc, acc_norm, nats_per_token, a harness task's own, MT-Bench's mean or turn"),
     "direction": Column("better", "", "", "higher | lower; none where the task does not say"),
     "source": Column("source", "", "", "file, data set, task or folder that it was measured on"),
