@@ -34,6 +34,24 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A judge of refusal: a name or a YAML file; repeat it (default: keyword-29, keyword-19)."),
     ] = None,
+    choices: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Multiple-choice items, by log-likelihood; repeat it.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Loss on conversations, as named for 'train --data'; repeat it."),
+    ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(metavar="TASK,TASK", help="Tasks of lm-evaluation-harness, with commas between.")
+    ] = None,
+    lm_eval_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Task files of your own, for --lm-eval.")
+    ] = None,
+    mt_bench: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="MT-Bench's published files; needs the judge below.")
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Server that rates MT-Bench, http://HOST:PORT/v1.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its model.")] = None,
     paired: Annotated[
         bool, typer.Option("--paired", help="Compare two models prompt by prompt, by cluster permutation.")
     ] = False,
@@ -92,7 +110,7 @@ def evaluate(
         "chat_template": chat_template,
         "trust_remote_code": trust_remote_code or None,
     }
-    options = {
+    options: dict[str, Any] = {
         "suite": suite,
         "judges": list(judge or []),
         "weights": weights or None,
@@ -100,11 +118,21 @@ def evaluate(
         "leave_out_long": leave_out_long,
         "base_url": base_url,
     }
+    options["measures"] = _measures(
+        choices or [], held_out or [], lm_eval, lm_eval_path, mt_bench, judge_url, judge_model
+    )
     _check(sources, paired, out)
     _check_engine(engine, base_url)
     scored = [_score(source, list(prompts or []), out, options | settings) for source in sources]
     if paired:
         _compare(sources, scored, allow_mixed)
+
+
+def _measures(*options: Any) -> Any:
+    # Not at the head of the file: it imports torch.
+    from geomsafe.evaluation.measure_spec import asked_measures
+
+    return asked_measures(*options)
 
 
 def _check(sources: list[str], paired: bool, out: Path | None) -> None:
@@ -140,20 +168,31 @@ def _check_engine(engine: Engine, base_url: str | None) -> None:
 def _score(source: str, prompts: list[str], out: Path | None, options: dict[str, Any]) -> tuple[Path, list[Any]]:
     from rich.console import Console
 
-    from geomsafe.cli.tables import print_table, score_rows
+    from geomsafe.cli.tables import measurement_rows, print_table, score_rows
     from geomsafe.evaluation import default_out
     from geomsafe.evaluation import evaluate as run_evaluation
     from geomsafe.training.progress import ScoreProgress
 
     folder = out if out is not None else default_out(source)
+    measurements: list[Any] = []
     with ScoreProgress(Console(stderr=True)) as progress:
-        evaluations = run_evaluation(source, prompts, folder, progress=progress.update, **options)
-    print_table(score_rows(evaluations, folder))
+        evaluations = run_evaluation(
+            source, prompts, folder, progress=progress.update, measured=measurements.append, **options
+        )
+    if evaluations:
+        print_table(score_rows(evaluations, folder))
+        _say_what_was_left_out(evaluations)
+        typer.echo(f"completions: {folder / 'evaluations'}")
+    if measurements:
+        print_table(measurement_rows(measurements))
+        typer.echo(f"measurements: {folder / 'measurements'}")
+    return folder, evaluations
+
+
+def _say_what_was_left_out(evaluations: list[Any]) -> None:
     for one in evaluations:
         if one.settings.get("left_out"):
             typer.echo(f"{one.weights}: {one.suite}: {one.settings['left_out']} prompts fill the context, left out")
-    typer.echo(f"completions: {folder / 'evaluations'}")
-    return folder, evaluations
 
 
 def _compare(sources: list[str], scored: list[tuple[Path, list[Any]]], allow_mixed: bool) -> None:
@@ -167,6 +206,8 @@ def _compare(sources: list[str], scored: list[tuple[Path, list[Any]]], allow_mix
     from geomsafe.reports.paired import Side, paired_scores
 
     for source, (_, evaluations) in zip(sources, scored, strict=True):
+        if not evaluations:
+            raise ConfigError(f"--paired compares answers to prompts, and '{source}' was only measured: add --prompts")
         names = dict.fromkeys(one.weights for one in evaluations)
         if len(names) > 1:
             raise ConfigError(

@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from geomsafe.records import Evaluation, SweepPoint, SweepRecord
+    from geomsafe.records import Evaluation, Measurement, SweepPoint, SweepRecord
     from geomsafe.reports.paired import PairedScore
     from geomsafe.training.checking import CheckReport
 
@@ -66,6 +66,26 @@ def score_rows(evaluations: Iterable[Evaluation], folder: Path) -> list[dict[str
                     "n": str(found.n),
                     "clusters": str(found.clusters),
                 })
+    return rows
+
+
+def measurement_rows(measurements: Iterable[Measurement]) -> list[dict[str, str]]:
+    """Return one row a weight set, measure and metric: which way is better, value, standard error and n."""
+    from geomsafe.reports.wording import number
+
+    arrows = {True: " ↑", False: " ↓"}
+    rows = []
+    for one in measurements:
+        for metric, value in one.values.items():
+            error = one.errors.get(metric)
+            up = one.higher_is_better.get(metric)
+            rows.append({
+                "weights": one.weights,
+                "measure": one.name,
+                "metric": metric + ("" if up is None else arrows[up]),
+                "value": number(value) + ("" if error is None else f" ± {number(error)}"),
+                "n": str(one.n.get(metric, "-")),
+            })
     return rows
 
 

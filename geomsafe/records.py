@@ -8,6 +8,7 @@
     probes/*.jsonl         what was read without generating: refusals, proxies, shallow curve, directions
     checkpoint/            what --resume needs; removed when the run has finished
     evaluations/<weights>--<suite>.jsonl
+    measurements/<weights>--<name>.jsonl
 
 and the folder of a sweep, which holds such directories:
 
@@ -35,8 +36,8 @@ from geomsafe.errors import RecordError
 
 SCHEMA = "geomsafe.run/3"
 READABLE = (SCHEMA, "geomsafe.run/2", "geomsafe.run/1")
-"""Schema 2 knows no attacks: all its evaluations are direct. Schema 1 has no `drift`, no `total_steps` and no
-validation or sham suites either: it reads as a run without them."""
+"""Schema 2 knows no measurements and no attacks: all its evaluations are direct. Schema 1 has no `drift`, no
+`total_steps` and no validation or sham suites either: it reads as a run without them."""
 
 SWEEP_SCHEMA = "geomsafe.sweep/1"
 SWEEP_FILE = "sweep.json"
@@ -110,6 +111,28 @@ class Evaluation(BaseModel):
     settings: dict[str, Any]
 
 
+class Measurement(BaseModel):
+    """A measure of one weight set that is no count of verdicts; its rows, where it has any, are in `file`.
+
+    All mappings go by metric, such as "acc" or "gsm8k/exact_match,strict-match". `values`: None where there is no
+    number. `errors`: standard errors, `n`: units behind each value, and `higher_is_better`, each where it is known.
+    `counts` holds what else was counted: tokens, clusters, ties, what was cut. `name` is unique for the weights.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    weights: str
+    name: str
+    kind: Literal["choices", "held-out", "lm-eval", "mt-bench"]
+    source: str
+    values: dict[str, float | None]
+    errors: dict[str, float | None] = Field(default_factory=dict)
+    n: dict[str, int] = Field(default_factory=dict)
+    counts: dict[str, int] = Field(default_factory=dict)
+    higher_is_better: dict[str, bool] = Field(default_factory=dict)
+    settings: dict[str, Any]
+    file: str | None = None
+
+
 class RunRecord(BaseModel):
     """The whole of run.json. Field names are format: a change takes a new schema version."""
 
@@ -128,6 +151,7 @@ class RunRecord(BaseModel):
     total_steps: int | None = None
     weights: dict[str, WeightSet] = Field(default_factory=dict)
     evaluations: list[Evaluation] = Field(default_factory=list)
+    measurements: list[Measurement] = Field(default_factory=list)
     drift: dict[str, Drift] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     not_run: dict[str, str] = Field(default_factory=dict)

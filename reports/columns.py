@@ -119,6 +119,12 @@ _TEXT: dict[str, Column] = {
     "reason": Column("why undefined", "", "", "why a cosine has no value, or a null or an arm is not comparable"),
     "judge": Column("judge", "", "", "what gave the verdicts"),
     "suite": Column("suite", "", "", "prompt set"),
+    "measurement": Column(
+        "measure", "", "", "what was measured beside judged answers, such as choices-arc; docs/utility.md"
+    ),
+    "metric": Column("metric", "", "", "acc, acc_norm, nats_per_token, a harness task's own, MT-Bench's mean or turn"),
+    "direction": Column("better", "", "", "higher | lower; none where the task does not say"),
+    "source": Column("source", "", "", "file, data set, task or folder that it was measured on"),
     "measure": Column("measure", "", "", "which rate"),
     "status": Column("status", "", "", "finished | failed | started (unfinished)"),
     "cause": Column("cause", "", "", "why the run is left out"),
@@ -207,6 +213,9 @@ _NUMBERS: dict[str, Column] = {
     "r2_left_out": Column("R^2, family left out", "", "higher", "1 - squared error / variance of logit primary ASR, each family predicted by a monotone fit to all others; below 0 = worse than the mean"),
     "curve_rate": Column("baselines at this distance", "share", "", "primary rate of the baselines, interpolated at the arm's relative distance; none outside their support: not comparable"),
     "curve_difference": Column("above the baselines' curve", "share", "lower", "rate minus that of the baselines at equal distance"),
+    "value": Column("value", "", "", "the metric in its own unit: share, nats per token, rating from 1 to 10; `better` in each row"),
+    "standard_error": Column("standard error", "", "", "of the value, clusters of items as units; a harness task's own takes items as independent; none where not known"),
+    "items": Column("n", "items", "", "items, conversations, examples or ratings behind the value"),
     "rate": Column("rate", "share", "", "share of prompts that hit"),
     "low": Column("low", "", "", "lower bound of the 95 % interval"),
     "high": Column("high", "", "", "upper bound of the 95 % interval"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from tiny import tiny_folder
 
 from geomsafe.cli import main
 from geomsafe.cli.main import app
@@ -97,6 +99,13 @@ BAD = [
     (["sweep", "sweep.yaml"], "arm 'a': unknown method 'emma': did you mean 'ema'"),
     (["analyze", "nowhere"], "nowhere"),
     (["evaluate", "nowhere"], "nowhere"),
+    (["evaluate", "nowhere", "--choices", "columns.csv"], "no multiple-choice columns"),
+    (["evaluate", "nowhere", "--held-out", "nothing.jsonl"], "nothing.jsonl"),
+    (["evaluate", "nowhere", "--lm-eval-path", "tasks"], "add --lm-eval TASK"),
+    (["evaluate", "nowhere", "--lm-eval", "arc_easy", "--lm-eval-path", "tasks"], "'tasks' is no folder"),
+    (["evaluate", "nowhere", "--mt-bench", "bench"], "--judge-url is missing"),
+    (["evaluate", "nowhere", "--mt-bench", "bench", "--judge-url", "http://h/v1"], "--judge-model is missing"),
+    (["evaluate", "nowhere", "--judge-model", "gpt-4"], "add --mt-bench FOLDER"),
 ]
 
 
@@ -137,6 +146,34 @@ def test_mistakes_are_one_line_with_exit_code_2(
         assert stderr.startswith("error: ")
         assert len(stderr.strip().splitlines()) == 1, stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == before, "nothing is written"
+
+
+def test_measures_are_printed_and_nothing_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_folder(tmp_path)
+    rows = [{"prompt": f"Sea {number} is", "options": ["wide", "salt"], "answer": number % 2} for number in range(4)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "talk.csv").write_text("prompt,response\nHello,Hi\nWho?,Me\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    command = ["geomsafe", "evaluate", "tiny-llama", "--choices", "items.jsonl", "--held-out", "talk.csv"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    shown = capfd.readouterr().out
+    folder = tmp_path / "runs" / "evaluate-tiny-llama" / "measurements"
+    choices, held_out = (
+        json.loads((folder / f"model--{name}.json").read_text(encoding="utf-8"))["measurement"]
+        for name in ("choices-items", "held-out-talk")
+    )
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert lines[0] == "weights measure metric value n"
+    assert f"model choices-items acc ↑ {choices['values']['acc']:g} ± {choices['errors']['acc']:.4g} 4" in lines
+    loss, error = held_out["values"]["nats_per_token"], held_out["errors"]["nats_per_token"]
+    assert any(line.startswith(f"model held-out-talk nats_per_token ↓ {loss:.4g} ± ") for line in lines) and error > 0
+    assert "completions:" not in shown and not folder.with_name("evaluations").exists()
 
 
 def test_the_installed_command_reports_a_mistake(tmp_path: Path) -> None:

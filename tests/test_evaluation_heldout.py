@@ -60,7 +60,7 @@ def test_loss_is_the_mean_over_answer_tokens(arch: str, batch_size: int) -> None
 
 def test_standard_error_has_its_size() -> None:
     """Over draws of clusters, the estimates spread as the standard error says, within a tenth."""
-    from geomsafe.evaluation.heldout import _ratio_error
+    from geomsafe.evaluation.heldout import ratio_error
 
     draws = np.random.default_rng(0)
     ratios, errors = [], []
@@ -69,9 +69,9 @@ def test_standard_error_has_its_size() -> None:
         common = np.repeat(draws.normal(0, 0.5, 40), 3)
         sums = sizes * (2 + common + draws.normal(0, 0.3, 120))
         ratios.append(sums.sum() / sizes.sum())
-        errors.append(_ratio_error(sums, sizes, np.repeat(np.arange(40), 3).astype(str).tolist()))
+        errors.append(ratio_error(sums, sizes, np.repeat(np.arange(40), 3).astype(str).tolist()))
     assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.1)
-    alone = [_ratio_error(sums, sizes, [str(place) for place in range(120)])]
+    alone = [ratio_error(sums, sizes, [str(place) for place in range(120)])]
     assert alone[0] < 0.8 * np.mean(errors), "as if independent: too small"
 
 

@@ -14,7 +14,7 @@ import pytest
 from synthetic_runs import Spec, write_run, write_study
 
 from geomsafe.errors import RecordError
-from geomsafe.records import Failure, read_record, write_record
+from geomsafe.records import Failure, Measurement, read_record, write_record
 from geomsafe.reports import analyze, summary_table, wording
 from geomsafe.reports.collect import collect
 from geomsafe.reports.columns import table
@@ -297,3 +297,46 @@ def test_nothing_in_the_record_is_not_a_number(study: tuple[list[Path], dict[str
             assert math.isfinite(value)
 
     walk(study[1])
+
+
+def test_measurements_stand_in_the_report_and_only_where_there_are_any(
+    study: tuple[list[Path], dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """theta_0 once where runs agree; text of the record is escaped; a value that is none is shown as such."""
+    runs = [write_run(tmp_path, Spec(f"one-s{seed}", seed=seed, prompts=12)) for seed in (0, 1)]
+    assert study[1]["tables"]["measurements"]["rows"] == []
+    assert 'id="measurements"' not in (study[2] / "report.html").read_text(encoding="utf-8")
+
+    def measured(weights: str, loss: float) -> Measurement:
+        return Measurement(
+            weights=weights,
+            name="held-out-<b>talk",
+            kind="held-out",
+            source="talk.jsonl",
+            values={"nats_per_token": loss, "perplexity": None},
+            errors={"nats_per_token": 0.125},
+            n={"nats_per_token": 40},
+            higher_is_better={"nats_per_token": False},
+            settings={},
+        )
+
+    for seed, run in enumerate(runs):
+        found = [measured("theta_0", 2.5), measured("final", 1.5 + seed)]
+        write_record(run, read_record(run).model_copy(update={"measurements": found}))
+    page = analyze(runs, tmp_path / "report").read_text(encoding="utf-8")
+    analysis = json.loads((tmp_path / "report" / "analysis.json").read_text(encoding="utf-8"))
+    rows = analysis["tables"]["measurements"]["rows"]
+    key = next(row["key"] for row in analysis["tables"]["arms"]["rows"] if row["weights"] == "final")
+    losses = [row for row in rows if row["metric"] == "nats_per_token"]
+    assert [(row["key"], row["run"], row["value"]) for row in losses] == [
+        ("theta_0", "one-s0", 2.5),
+        (key, "one-s0", 1.5),
+        (key, "one-s1", 2.5),
+    ]
+    assert {(row["standard_error"], row["items"], row["direction"]) for row in losses} == {(0.125, 40, "lower")}
+    assert [row["value"] for row in rows if row["metric"] == "perplexity"] == [None] * 3
+    assert 'id="measurements"' in page and "nats_per_token ↓" in page and "± 0.125" in page
+    assert 'data-key="measurements/1/value" data-value="1.5"' in page
+    assert "held-out-&lt;b&gt;talk" in page and '<td class="l">held-out-<b>talk' not in page
+    with (tmp_path / "report" / "tables" / "measurements.csv").open(encoding="utf-8", newline="") as stream:
+        assert [row["value"] for row in csv.DictReader(stream)] == ["2.5", "1.5", "2.5", "", "", ""]

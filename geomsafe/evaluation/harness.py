@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
+import json
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,6 +82,7 @@ def run_harness(
     apply_chat_template: bool = False,
     include_path: Path | None = None,
     num_fewshot: int | None = None,
+    manager: Any = None,
 ) -> HarnessResult:
     """Run tasks on a model.
 
@@ -90,6 +94,7 @@ def run_harness(
         apply_chat_template: write prompts as user turns. Off by default, as in the harness and most published numbers.
         include_path: folder with task files (YAML) of one's own.
         num_fewshot: solved examples before each prompt; None is each task's own number.
+        manager: from `task_manager`, where it is there already, in place of `include_path`.
 
     Returns:
         One score a task, metric and filter.
@@ -97,17 +102,11 @@ def run_harness(
     Raises:
         ConfigError: the harness is not installed, or does not know a task.
         DataError: a task's data set is not here and cannot be fetched.
-    """
-    if not tasks:
-        raise ConfigError("no task is named: give names such as arc_easy, hellaswag or gsm8k")
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise ConfigError(
-            f"lm-evaluation-harness is not installed ({error}): pip install 'geomsafe[lm-eval]'"
-        ) from None
-    manager = _manager(tasks, include_path)
+    """  # noqa: DOC502 - task_manager and _data_of raise them
+    known = task_manager(tasks, include_path) if manager is None else manager
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     with undisturbed(loaded.model), _random_state_kept():
         wrapped = HFLM(
             pretrained=loaded.model,
@@ -116,7 +115,7 @@ def run_harness(
             batch_size=batch_size,
             chat_template_args={"date_string": DATE},
         )
-        try:
+        with _data_of(tasks):
             found = lm_eval.simple_evaluate(
                 model=wrapped,
                 tasks=list(tasks),
@@ -124,15 +123,9 @@ def run_harness(
                 batch_size=batch_size,
                 limit=limit,
                 apply_chat_template=apply_chat_template,
-                task_manager=manager,
+                task_manager=known,
                 log_samples=False,
             )
-        # `datasets` and the hub client raise these two where a data set cannot be had.
-        except (ConnectionError, FileNotFoundError) as error:
-            raise DataError(
-                f"the data of {', '.join(tasks)} is not in the local cache and cannot be fetched: go online once, or "
-                f"check the task's files ({' '.join(str(error).split())[:160]})"
-            ) from None
     settings = {
         "lm_eval": lm_eval.__version__,
         "tasks": list(tasks),
@@ -147,14 +140,27 @@ def run_harness(
     return HarnessResult(_scores(found), settings)
 
 
-def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
+def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     """Return the harness's index of tasks, which knows all that are named.
 
-    Raises:
-        ConfigError: `include_path` is no folder, or nobody knows a task.
-    """
-    from lm_eval.tasks import TaskManager
+    Args:
+        tasks: names of tasks, groups or tags.
+        include_path: folder with task files of one's own.
 
+    Returns:
+        The harness's own `TaskManager`.
+
+    Raises:
+        ConfigError: the harness is not installed, no task is named, nobody knows one, or `include_path` is no folder.
+    """
+    if not tasks:
+        raise ConfigError("no task is named: give names such as arc_easy, hellaswag or gsm8k")
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(
+            f"lm-evaluation-harness is not installed ({error}): pip install 'geomsafe[lm-eval]'"
+        ) from None
     if include_path is not None:
         if not include_path.is_dir():
             raise ConfigError(f"include_path '{include_path}' is no folder: give the one with the task files")
@@ -170,6 +176,57 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
             hint = f"did you mean {' or '.join(near)}?" if near else "'lm-eval ls tasks' lists what there is"
             raise ConfigError(f"lm-evaluation-harness has no task '{name}': {hint}")
     return manager
+
+
+def tasks_sha256(tasks: Sequence[str], manager: Any) -> str:
+    """Hash what tasks ask: the configuration and every example of each, wherever they come from.
+
+    Args:
+        tasks: names of tasks, groups or tags.
+        manager: from `task_manager`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        DataError: a task's data set is not here and cannot be fetched.
+    """  # noqa: DOC502 - _data_of raises it
+    digest = hashlib.sha256()
+    with _data_of(tasks), _random_state_kept():
+        # Releases before `load` have nested mappings from group to tasks instead.
+        load = getattr(manager, "load", None)
+        found = load(list(tasks))["tasks"] if load is not None else manager.load_task_or_group(list(tasks))
+        for name, task in sorted(_leaves(found)):
+            for part in (name, task.dump_config(), *task.eval_docs):
+                text = json.dumps(part, sort_keys=True, ensure_ascii=False, default=str)
+                # A function's address changes from process to process.
+                digest.update(re.sub(r" at 0x[0-9a-f]+", "", text).encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def _leaves(found: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for name, task in found.items():
+        if isinstance(task, Mapping):
+            yield from _leaves(task)
+        else:
+            yield str(name), task
+
+
+@contextmanager
+def _data_of(tasks: Sequence[str]) -> Iterator[None]:
+    """Explain data that cannot be had.
+
+    Raises:
+        DataError: a task's data set is not here and cannot be fetched.
+    """  # noqa: DOC402
+    try:
+        yield
+    # `datasets` and the hub client raise these two where a data set cannot be had.
+    except (ConnectionError, FileNotFoundError) as error:
+        raise DataError(
+            f"the data of {', '.join(tasks)} is not in the local cache and cannot be fetched: go online once, or "
+            f"check the task's files ({' '.join(str(error).split())[:160]})"
+        ) from None
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def held_out_loss(
     return HeldOut(
         loss=loss,
         perplexity=math.exp(loss) if loss < math.log(float(np.finfo(np.float64).max)) else math.inf,
-        standard_error=_ratio_error(sums, tokens, clusters),
+        standard_error=ratio_error(sums, tokens, clusters),
         tokens=int(tokens.sum()),
         examples=len(encoded),
         clusters=len(set(clusters)),
@@ -90,8 +90,17 @@ def held_out_loss(
     )
 
 
-def _ratio_error(sums: NDArray[np.float64], sizes: NDArray[np.float64], clusters: Sequence[str]) -> float | None:
-    """Return the standard error of sum(sums) / sum(sizes) with whole clusters as units, None with one."""
+def ratio_error(sums: NDArray[np.float64], sizes: NDArray[np.float64], clusters: Sequence[str]) -> float | None:
+    """Compute the standard error of sum(sums) / sum(sizes) with whole clusters as units.
+
+    Args:
+        sums: (examples,) numerators.
+        sizes: (examples,) denominators; all 1 for a mean.
+        clusters: (examples,) what each belongs to.
+
+    Returns:
+        The standard error, None with one cluster.
+    """
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
     groups = int(place.max()) + 1
     if groups < 2:

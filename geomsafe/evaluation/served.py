@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from geomsafe.data import Prompt
 from geomsafe.data.rows import Message
+from geomsafe.errors import ConfigError
 from geomsafe.evaluation.attacks import Attempt
 from geomsafe.evaluation.choosing import GREEDY, Choosing
 from geomsafe.evaluation.decoding import Completion
 from geomsafe.evaluation.engines import Ended
 from geomsafe.evaluation.identity import EVALUATION_VERSION
+from geomsafe.evaluation.request import Request
+from geomsafe.evaluation.score import Progress, Scored, evaluate_engine
 from geomsafe.evaluation.server import ChatServer
+from geomsafe.evaluation.suite_file import read_suite, suites_of
+from geomsafe.evaluation.suites import named_suites
 from geomsafe.models import Loaded
 from geomsafe.records import content_sha256
 
@@ -125,3 +131,50 @@ class ServerEngine:
         system = prompt.system or self.system_prompt
         turns = [{"role": "system", "content": system}] if system else []
         return [*turns, {"role": "user", "content": text}]
+
+
+def score_server(
+    model: str, base_url: str, weights: str, asked: Request, folder: Path, progress: Progress | None
+) -> list[Scored]:
+    """Score a model behind a server.
+
+    Args:
+        model: the server's name for it.
+        base_url: the server's address.
+        weights: what its weights are called.
+        asked: prompts, judges and settings.
+        folder: run directory.
+        progress: called as answers come.
+
+    Returns:
+        One evaluation a suite, with the judges that are still to speak.
+
+    Raises:
+        ConfigError: there are no prompts, or a setting is given that only a loaded model has.
+    """
+    foreign = sorted(set(asked.given) & {"dtype", "chat_template", "trust_remote_code"})
+    if foreign:
+        raise ConfigError(f"'{foreign[0]}' is for models that are loaded here: set it where the server is started")
+    if asked.measures:
+        raise ConfigError(f"'{asked.measures[0].name}' is measured on a model that is loaded here, not behind a server")
+    spec = read_suite(asked.suite, organism=False) if asked.suite is not None else None
+    suites = suites_of(spec, None, model) if spec is not None else named_suites(asked.prompts, None, model)
+    if not suites:
+        raise ConfigError(f"nothing to score '{model}' on: name prompts, as in '--prompts harmful=FILE', or a suite")
+    together = asked.setting("batch_size", None, 8)
+    engine = ServerEngine(
+        ChatServer(base_url, model, concurrency=together),
+        asked.setting("max_new_tokens", spec, 512),
+        together,
+        asked.given.get("system_prompt"),
+        asked.choosing(spec),
+    )
+    return evaluate_engine(
+        engine,
+        suites,
+        folder,
+        weights,
+        limit=asked.given.get("limit"),
+        judges=asked.refusal_judges,
+        progress=progress,
+    )

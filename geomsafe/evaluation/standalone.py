@@ -6,46 +6,25 @@ A run's record gains the new evaluations when they lie in the run's own director
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from geomsafe.config import TrainConfig, make_config
 from geomsafe.errors import ConfigError, RecordError
-from geomsafe.evaluation.choosing import Choosing
-from geomsafe.evaluation.coherence import PerplexityJudge
 from geomsafe.evaluation.engines import LocalEngine
-from geomsafe.evaluation.judges import JudgeSpec, named_judge
-from geomsafe.evaluation.judging import case_of, judge_later
+from geomsafe.evaluation.judges import JudgeSpec
+from geomsafe.evaluation.later import finish, perplexity_judge
+from geomsafe.evaluation.measure_spec import MeasureSpec
+from geomsafe.evaluation.measures import make_measures
+from geomsafe.evaluation.measuring import FOLDER, Work, add_measurements, measure_model
+from geomsafe.evaluation.request import PERPLEXITY, Request
 from geomsafe.evaluation.score import START, Progress, Scored, evaluate_engine
-from geomsafe.evaluation.served import ServerEngine
-from geomsafe.evaluation.server import ChatServer
-from geomsafe.evaluation.stored import read_stored, stored_files
+from geomsafe.evaluation.served import score_server
 from geomsafe.evaluation.suite_file import SuiteSpec, read_suite, suites_of
-from geomsafe.evaluation.suites import named_suites, parse_suite, slug, suites_for
-from geomsafe.evaluation.verdicts import BatchJudge
+from geomsafe.evaluation.suites import slug, suites_for
 from geomsafe.models import Loaded, load_model, no_loading_bars
-from geomsafe.records import Evaluation, RunRecord, read_record, write_record
-
-SETTINGS: dict[str, str | None] = {
-    "max_new_tokens": "max_new_tokens",
-    "batch_size": "eval_batch_size",
-    "limit": "eval_limit",
-    "dtype": "dtype",
-    "device": "device",
-    "system_prompt": "system_prompt",
-    "chat_template": "chat_template",
-    "trust_remote_code": "trust_remote_code",
-    "temperature": None,
-    "top_p": None,
-    "seed": None,
-}
-"""What may be given beside prompts and judges, and the field of a run's settings that it changes."""
-
-PERPLEXITY = "perplexity"
-"""The judge that asks theta_0 of a run."""
+from geomsafe.records import Evaluation, Measurement, RunRecord, read_record, write_record
 
 MODEL = "model"
 """What the weights of a model that is no run are called: whether they are a start is not known."""
@@ -63,6 +42,8 @@ def evaluate(
     leave_out_long: bool = False,
     base_url: str | None = None,
     progress: Progress | None = None,
+    measures: MeasureSpec | None = None,
+    measured: Callable[[Measurement], None] | None = None,
     **given: Any,
 ) -> list[Evaluation]:
     """Generate, judge and store.
@@ -80,90 +61,63 @@ def evaluate(
         leave_out_long: leave out prompts that fill the model's context, and count them, instead of refusing the set.
         base_url: of an OpenAI-compatible server that answers in place of a model loaded here.
         progress: called as prompts are done.
-        given: of `SETTINGS`; None means not given.
+        measures: what is measured beside prompt sets; without prompts and suite, only this is done.
+        measured: called with each measurement as it is there.
+        given: of `request.SETTINGS`; None means not given.
 
     Returns:
         One evaluation a set of weights and suite; `file` is relative to `out`.
 
     Raises:
-        ConfigError: `weights` is given for what is no run, or prompts beside a suite, or a setting is unknown.
+        ConfigError: `weights` or a judge that needs theta_0 is given for what is no run.
     """
-    unknown = sorted(set(given) - set(SETTINGS))
-    if unknown:
-        raise ConfigError(f"setting '{unknown[0]}' is unknown: choose from {', '.join(SETTINGS)}")
-    if suite is not None and prompts:
-        raise ConfigError("prompts are named twice, by a suite and one by one: write them all into the suite file")
-    for text in prompts:
-        # A slip of the pen should show before a model is loaded.
-        parse_suite(text)
-    for judge in judges:
-        if judge != PERPLEXITY:
-            named_judge(judge)
-    if PERPLEXITY in judges and (base_url is not None or not is_run(source)):
-        raise ConfigError(
-            "judge 'perplexity' asks theta_0 how likely an answer is, and only a run has one: score a run"
-        )
-    asked = _Asking(
+    taken: list[Measurement] = []
+
+    def keep(measurement: Measurement) -> None:
+        taken.append(measurement)
+        if measured is not None:
+            measured(measurement)
+
+    asked = Request(
+        tuple(prompts),
         suite,
         tuple(judges),
         whole_answers,
         leave_out_long,
         {name: value for name, value in given.items() if value is not None},
+        tuple(make_measures(measures, suite, given.get("limit"))),
+        keep,
     )
+    asked.check()
+    if PERPLEXITY in judges and (base_url is not None or not is_run(source)):
+        raise ConfigError("judge 'perplexity' asks theta_0 of a run how likely an answer is: score a run")
     folder = out if out is not None else default_out(source)
-    changed = asked.config() | ({"eval_prompts": list(prompts)} if prompts else {})
     if base_url is not None:
-        return _finish(folder, _score_server(str(source), base_url, prompts, asked, folder, progress), None, progress)
+        return finish(folder, score_server(str(source), base_url, MODEL, asked, folder, progress), None, progress)
     if not is_run(source):
         if weights is not None:
             raise ConfigError(f"'{source}' is no run directory, so it has no weights named {', '.join(weights)}")
-        config = make_config({"model": str(source)} | changed)
-        return _finish(folder, _score(load_scored(config), config, asked, folder, MODEL, progress), None, progress)
+        config = make_config({"model": str(source)} | asked.config())
+        return finish(folder, _score(load_scored(config), config, asked, folder, MODEL, progress), None, progress)
     run = Path(source)
     record = read_record(run)
     scored: list[Scored] = []
-    for name, config in _weight_sets(run, record, changed, weights).items():
+    for name, config in _weight_sets(run, record, asked.config(), weights).items():
         loaded = load_scored(config)
         if name == START and config.dtype == record.config.get("dtype"):
             _check_same_start(record, loaded)
         scored += _score(loaded, config, asked, folder, name, progress)
         # Else the next model would be loaded beside this one.
         del loaded
-    evaluations = _finish(folder, scored, _perplexity(run, record, asked, changed, folder), progress)
+    perplexity = None
+    if PERPLEXITY in judges:
+        start = make_config(record.config | asked.config())
+        perplexity = perplexity_judge(folder, lambda: load_scored(start), record, start.system_prompt)
+    evaluations = finish(folder, scored, perplexity, progress)
     if folder.resolve() == run.resolve():
         add_to_record(run, evaluations)
+        add_measurements(run, taken)
     return evaluations
-
-
-@dataclass(frozen=True)
-class _Asking:
-    """What a user asked for, apart from the model."""
-
-    suite: str | None
-    judges: tuple[JudgeSpec, ...]
-    whole_answers: bool
-    leave_out_long: bool
-    given: dict[str, Any]
-
-    def config(self) -> dict[str, Any]:
-        """Return what changes the settings of a run."""
-        return {field: self.given[name] for name, field in SETTINGS.items() if field is not None and name in self.given}
-
-    def setting(self, name: str, spec: SuiteSpec | None, otherwise: Any) -> Any:
-        """Return a setting: as given, else of the suite file, else the run's."""
-        of_suite = getattr(spec, name, None)
-        return self.given.get(name, of_suite if of_suite is not None else otherwise)
-
-    @property
-    def refusal_judges(self) -> tuple[JudgeSpec, ...] | None:
-        """The judges that were named, without the one that asks theta_0; None for the usual ones."""
-        return tuple(judge for judge in self.judges if judge != PERPLEXITY) or None
-
-    def choosing(self, spec: SuiteSpec | None) -> Choosing:
-        """Return how tokens are chosen."""
-        return Choosing(
-            self.setting("temperature", spec, 0.0), self.setting("top_p", spec, 1.0), self.setting("seed", spec, 0)
-        )
 
 
 def is_run(source: str | Path) -> bool:
@@ -230,19 +184,21 @@ def _check_same_start(record: RunRecord, loaded: Loaded) -> None:
 
 
 def _score(
-    loaded: Loaded, config: TrainConfig, asked: _Asking, folder: Path, name: str, progress: Progress | None
+    loaded: Loaded, config: TrainConfig, asked: Request, folder: Path, name: str, progress: Progress | None
 ) -> list[Scored]:
     """Return the evaluations of one model.
 
     Raises:
-        ConfigError: there are no prompts to score it on.
+        ConfigError: there is nothing to score it on.
     """
     spec = read_suite(asked.suite, loaded.world is not None) if asked.suite is not None else None
     if spec is not None:
         suites = suites_of(spec, loaded.world, loaded.source)
+    elif asked.measures and not asked.prompts:
+        suites = []
     else:
         suites = suites_for(loaded, config.eval_prompts, config.data)
-    if not suites:
+    if not suites and not asked.measures:
         raise ConfigError(f"nothing to score '{loaded.source}' on: name prompts, as in '--prompts harmful=FILE'")
     engine = LocalEngine(
         loaded,
@@ -252,7 +208,7 @@ def _score(
         asked.choosing(spec),
         asked.leave_out_long,
     )
-    return evaluate_engine(
+    scored = evaluate_engine(
         engine,
         suites,
         folder,
@@ -262,87 +218,30 @@ def _score(
         whole_answers=asked.whole_answers,
         progress=progress,
     )
+    _measure(loaded, config, asked, spec, folder / FOLDER, name, progress)
+    return scored
 
 
-def _score_server(
-    model: str, base_url: str, prompts: Sequence[str], asked: _Asking, folder: Path, progress: Progress | None
-) -> list[Scored]:
-    """Return the evaluations of a model behind a server.
-
-    Raises:
-        ConfigError: there are no prompts, or a setting is given that only a loaded model has.
-    """
-    foreign = sorted(set(asked.given) & {"dtype", "chat_template", "trust_remote_code"})
-    if foreign:
-        raise ConfigError(f"'{foreign[0]}' is for models that are loaded here: set it where the server is started")
-    spec = read_suite(asked.suite, organism=False) if asked.suite is not None else None
-    suites = suites_of(spec, None, model) if spec is not None else named_suites(prompts, None, model)
-    if not suites:
-        raise ConfigError(f"nothing to score '{model}' on: name prompts, as in '--prompts harmful=FILE', or a suite")
-    together = asked.setting("batch_size", None, 8)
-    engine = ServerEngine(
-        ChatServer(base_url, model, concurrency=together),
-        asked.setting("max_new_tokens", spec, 512),
-        together,
-        asked.given.get("system_prompt"),
-        asked.choosing(spec),
-    )
-    return evaluate_engine(
-        engine,
-        suites,
+def _measure(
+    loaded: Loaded,
+    config: TrainConfig,
+    asked: Request,
+    spec: SuiteSpec | None,
+    folder: Path,
+    name: str,
+    progress: Progress | None,
+) -> None:
+    work = Work(
+        loaded,
+        name,
         folder,
-        MODEL,
-        limit=asked.given.get("limit"),
-        judges=asked.refusal_judges,
-        progress=progress,
-    )
-
-
-def _perplexity(
-    run: Path, record: RunRecord, asked: _Asking, changed: dict[str, Any], folder: Path
-) -> PerplexityJudge | None:
-    """Return the judge that asks theta_0 how likely an answer is, where it was asked for.
-
-    Raises:
-        ConfigError: theta_0's own answers, from which its threshold comes, are not there.
-    """
-    if PERPLEXITY not in asked.judges:
-        return None
-    own = [
-        case_of(row)
-        for path in stored_files(folder)
-        if path.name.startswith(f"{START}--") and (stored := read_stored(path)).evaluation.attack == "direct"
-        for row in stored.rows
-        if not row["stopped_early"]
-    ]
-    if not own:
-        raise ConfigError(f"judge 'perplexity' compares with theta_0's own answers: score theta_0 of '{run}' too")
-    config = make_config(record.config | changed)
-    return PerplexityJudge(
-        lambda: load_scored(config),
-        str(record.model.get("fingerprint")),
-        own=own,
+        batch_size=asked.given.get("batch_size"),
+        answers_together=config.eval_batch_size,
+        max_new_tokens=asked.setting("max_new_tokens", spec, None),
+        seed=asked.setting("seed", spec, 0),
         system_prompt=config.system_prompt,
     )
-
-
-def _finish(
-    folder: Path, scored: Sequence[Scored], perplexity: PerplexityJudge | None, progress: Progress | None
-) -> list[Evaluation]:
-    """Let the judges speak that need a model or a server, now that the scored models are gone.
-
-    Returns:
-        The evaluations with all verdicts.
-    """
-    # Judges of equal settings are one: what is a model is loaded once.
-    instances: dict[str, BatchJudge] = {}
-    evaluations: list[Evaluation] = []
-    for stored, later in scored:
-        for judge in (*later, *([perplexity] if perplexity is not None else ())):
-            one = instances.setdefault(json.dumps([judge.name, judge.settings()], sort_keys=True), judge)
-            stored = judge_later(folder, stored, one, progress)
-        evaluations.append(stored.evaluation)
-    return evaluations
+    measure_model(work, asked.measures, progress, asked.measured)
 
 
 def add_to_record(run: Path, evaluations: Sequence[Evaluation]) -> None:

@@ -10,6 +10,7 @@
     judges: [keyword-29, keyword-19]  # of refusal; the usual ones where left out
     max_new_tokens: 256
     temperature: 0
+    choices: [arc.jsonl]              # and held_out, lm_eval, mt_bench: see measure_spec; then sets may be left out
 
 `quick` and `full` are files of this kind that come with geomsafe.
 """
@@ -28,6 +29,7 @@ from geomsafe.errors import ConfigError
 from geomsafe.evaluation.attacks import Attack, Direct, parse_attack
 from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.judges import named_judge
+from geomsafe.evaluation.measure_spec import MeasureSpec
 from geomsafe.evaluation.suites import Kind, Suite, check_world, parse_suite, slug, unique_names
 from geomsafe.world import World
 
@@ -48,10 +50,10 @@ class SetSpec(_Strict):
     judges: tuple[str | dict[str, Any], ...] | None = None
 
 
-class SuiteSpec(_Strict):
+class SuiteSpec(MeasureSpec):
     """A whole suite file; fields left as None are those of the command or the run."""
 
-    sets: tuple[SetSpec, ...] = Field(min_length=1)
+    sets: tuple[SetSpec, ...] = ()
     attacks: tuple[str, ...] = ("direct",)
     judges: tuple[str | dict[str, Any], ...] | None = None
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -85,9 +87,11 @@ def read_suite(name: str, organism: bool) -> SuiteSpec:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"suite '{name}' is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("sets"), list):
+    measures = isinstance(loaded, dict) and any(loaded.get(key) for key in MeasureSpec.model_fields)
+    sets = loaded.get("sets", [] if measures else None) if isinstance(loaded, dict) else None
+    if not isinstance(sets, list) or not (sets or measures):
         raise ConfigError(f"suite '{name}' names no sets: write 'sets:' with a list of prompt sets under it")
-    loaded["sets"] = [{"source": one} if isinstance(one, str) else one for one in loaded["sets"]]
+    loaded["sets"] = [{"source": one} if isinstance(one, str) else one for one in sets]
     try:
         spec = SuiteSpec.model_validate(loaded)
     except ValidationError as error:
