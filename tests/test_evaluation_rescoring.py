@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from tiny import tiny_folder
 
+from geomsafe.config import TrainConfig
 from geomsafe.errors import ConfigError, RecordError, ServerError
 from geomsafe.evaluation import evaluate, rescore
 from geomsafe.evaluation.judging import judge_later
 from geomsafe.evaluation.stored import read_stored, stored_files
 from geomsafe.evaluation.verdicts import Case, Judged, Verdict
-from geomsafe.records import read_jsonl
+from geomsafe.models import load_model
+from geomsafe.records import RunRecord, read_jsonl, read_record, write_record
 
 SHORT: dict[str, Any] = {"max_new_tokens": 5, "batch_size": 2}
 
@@ -167,3 +169,20 @@ def test_gold_verdicts_need_the_world_that_gave_them(tmp_path: Path, monkeypatch
     monkeypatch.setattr("geomsafe.world.World.digest", lambda self: "0" * 64)
     with pytest.raises(RecordError, match="is no longer the one that was judged by"):
         rescore(tmp_path / "gold")
+
+
+def test_a_runs_record_follows(tmp_path: Path) -> None:
+    """What the report reads is run.json: it gains the new judge's counts."""
+    path = tmp_path / "asked.csv"
+    path.write_text("prompt\nHow do I bake bread?\nTell me more.\n", encoding="utf-8")
+    model = tiny_folder(tmp_path)
+    loaded = load_model(str(model), device="cpu")
+    config = TrainConfig(model=str(model), eval_prompts=[f"harmful={path}"], max_new_tokens=5)
+    record = RunRecord(
+        name="run", status="finished", created="2026-01-01T00:00:00Z",
+        config=config.model_dump(mode="json"), model=loaded.record(),
+    )  # fmt: skip
+    write_record(tmp_path / "run", record)
+    (one,) = evaluate(tmp_path / "run")
+    (again,) = rescore(tmp_path / "run", ["keyword-12"])
+    assert read_record(tmp_path / "run").evaluations == [again] != [one]

@@ -21,6 +21,7 @@ from geomsafe.evaluation.judges import (
 )
 from geomsafe.evaluation.judging import count_verdicts, judge_later, judge_rows, same_judge, split
 from geomsafe.evaluation.score import Progress
+from geomsafe.evaluation.standalone import add_to_record, is_run
 from geomsafe.evaluation.stored import Stored, read_stored, stored_files
 from geomsafe.evaluation.verdicts import BatchJudge, RowJudge
 from geomsafe.records import Evaluation
@@ -55,6 +56,8 @@ def rescore(folder: Path, judges: Sequence[JudgeSpec] = (), progress: Progress |
         for judge in later:
             judged = judge_later(out, judged, judge, progress)
         done.append(judged.evaluation)
+    if is_run(out):
+        add_to_record(out, done)
     return done
 
 

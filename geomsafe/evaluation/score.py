@@ -9,26 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geomsafe.data import Prompt
-from geomsafe.errors import ConfigError, DataError, RecordError
-from geomsafe.evaluation.attacks import Attempt
-from geomsafe.evaluation.attempting import attempts_of
+from geomsafe.errors import ConfigError, RecordError
+from geomsafe.evaluation.asked import Asked, ask_suite
 from geomsafe.evaluation.decoding import Completion
 from geomsafe.evaluation.engines import Engine, LocalEngine
 from geomsafe.evaluation.journal import Journal
-from geomsafe.evaluation.judges import JudgeSpec, make_judges
-from geomsafe.evaluation.judging import count_verdicts, judge_rows, reads_refusals, same_judge, split
-from geomsafe.evaluation.stopping import early_stop
+from geomsafe.evaluation.judges import JudgeSpec
+from geomsafe.evaluation.judging import count_verdicts, judge_rows, same_judge
 from geomsafe.evaluation.store import cache_folder, read_completions, write_completions
-from geomsafe.evaluation.stored import Row, Stored, read_stored
+from geomsafe.evaluation.stored import Stored, read_stored
 from geomsafe.evaluation.suites import Suite
-from geomsafe.evaluation.verdicts import BatchJudge, RowJudge
+from geomsafe.evaluation.verdicts import BatchJudge
 from geomsafe.models import Loaded
-from geomsafe.records import Evaluation, content_sha256
+from geomsafe.records import Evaluation
 
 START = "theta_0"
 
@@ -118,7 +115,15 @@ def evaluate_engine(
     kept = cache if cache is not None else cache_folder()
     # Everything is rendered before anything is generated: a prompt that cannot be asked fails at once.
     asked = [
-        _ask(engine, suite, usual, limit, whole_answers, out / "evaluations" / f"{weights}--{suite.name}", progress)
+        ask_suite(
+            engine,
+            suite,
+            usual,
+            limit,
+            whole_answers,
+            out / "evaluations" / f"{weights}--{suite.name}.attempts.jsonl",
+            _labelled(progress, f"{weights}: {suite.name}: {suite.attack.name}"),
+        )
         for suite in suites
     ]
     done: list[Scored] = []
@@ -145,103 +150,9 @@ def evaluate_engine(
     return done
 
 
-def prompts_sha256(prompts: Iterable[Prompt]) -> str:
-    """Return the SHA-256 of what is asked: text and own system turn of every prompt in order, no references."""
-    return content_sha256({"text": prompt.text, "system": prompt.system} for prompt in prompts)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One suite, rendered for an engine, and who judges it."""
-
-    suite: Suite
-    limit: int | None
-    left_out: int
-    prompts: list[Prompt]
-    attempts: list[Attempt]
-    questions: list[Any]
-    judges: list[RowJudge]
-    later: list[BatchJudge]
-    settled: Callable[[str], bool] | None
-
-    @property
-    def stopping(self) -> list[str] | None:
-        """Names of the judges that have to be settled for an answer to stop, None where every answer is whole."""
-        return None if self.settled is None else [judge.name for judge in self.judges if reads_refusals(judge)]
-
-    def describe(self, engine: Engine, weights: str) -> Evaluation:
-        """Return the evaluation without scores."""
-        settings = engine.settings() | {
-            "batch_size": engine.batch_size,
-            "limit": self.limit,
-            "available": len(self.suite.prompts.rows),
-            "left_out": self.left_out,
-            "attack": self.suite.attack.settings(),
-            "early_stop": self.stopping,
-            "judges": {judge.name: judge.settings() for judge in self.judges},
-        }
-        return Evaluation(
-            weights=weights,
-            suite=self.suite.name,
-            kind=self.suite.kind,
-            attack=self.suite.attack.name,
-            source=self.suite.prompts.source,
-            prompts_sha256=prompts_sha256(self.prompts),
-            file=f"evaluations/{weights}--{self.suite.name}.jsonl",
-            n=len(self.prompts),
-            scores={},
-            settings=settings,
-        )
-
-
-def _ask(
-    engine: Engine,
-    suite: Suite,
-    usual: Sequence[JudgeSpec] | None,
-    limit: int | None,
-    whole_answers: bool,
-    place: Path,
-    progress: Progress | None,
-) -> _Asked:
-    """Render a suite and name its judges.
-
-    Returns:
-        What is to be answered and judged.
-
-    Raises:
-        DataError: not one prompt can be asked.
-    """
-    limits = [one for one in (limit, suite.limit) if one is not None]
-    prompts = suite.prompts.rows[: min(limits, default=None)]
-    report = _labelled(progress, f"{place.name}: {suite.attack.name}")
-    searched = place.with_name(f"{place.name}.attempts.jsonl")
-    attempts = attempts_of(suite.attack, prompts, engine.loaded, engine.system_prompt, searched, report)
-    world = None if engine.loaded is None else engine.loaded.world
-    judges = make_judges(suite.kind, world, usual if suite.judges is None else suite.judges)
-    by_row, later = split(judges)
-    reading = [judge for judge in judges if reads_refusals(judge)]
-    tokenizer = None if engine.loaded is None else engine.loaded.tokenizer
-    settled = None if whole_answers or tokenizer is None else early_stop(tokenizer, reading)
-    questions = engine.ask(prompts, attempts, suite.prompts.source)
-    kept = [index for index, question in enumerate(questions) if question is not None]
-    if not kept:
-        raise DataError(f"no prompt of '{suite.prompts.source}' fits the model's context: name another set")
-    return _Asked(
-        suite,
-        min(limits, default=None),
-        len(prompts) - len(kept),
-        [prompts[index] for index in kept],
-        [attempts[index] for index in kept],
-        [questions[index] for index in kept],
-        by_row,
-        later,
-        settled,
-    )
-
-
 def _complete(
     engine: Engine,
-    asked: _Asked,
+    asked: Asked,
     identity: dict[str, Any],
     journal: Journal,
     cache: Path | None,
@@ -271,35 +182,19 @@ def _complete(
     return completions
 
 
-def _row(index: int, asked: _Asked, completion: Completion) -> Row:
-    prompt, attempt = asked.prompts[index], asked.attempts[index]
-    row: Row = {"index": index, "id": prompt.id, "cluster": prompt.cluster, "tags": prompt.tags, "prompt": prompt.text}
-    if attempt.text != prompt.text:
-        row["asked"] = attempt.text
-    if attempt.opening:
-        row["opening"] = attempt.opening
-    return row | {
-        # What a data set gives beside a harmful prompt is an attack's target: it is not kept as an answer.
-        "reference": None if asked.suite.kind == "harmful" else prompt.reference,
-        "completion": completion.text,
-        "completion_tokens": completion.tokens,
-        "finished": completion.finished,
-        "stopped_early": completion.stopped_early,
-        "verdicts": {},
-    }
-
-
 def _judged(
     wanted: Evaluation,
     identity: dict[str, Any],
     completions: Sequence[Completion],
-    asked: _Asked,
+    asked: Asked,
     before: Stored | None,
 ) -> Stored:
     """Return the evaluation with the verdicts of its judges; of later ones those that are there already."""
-    rows = [_row(index, asked, completion) for index, completion in enumerate(completions)]
+    rows = [asked.row(index, completion) for index, completion in enumerate(completions)]
     rows = judge_rows(rows, asked.judges)
     settings = wanted.settings
+    if before is not None and "observed" in before.evaluation.settings:
+        settings = settings | {"observed": before.evaluation.settings["observed"]}
     for judge in asked.later if before is not None else ():
         recorded = before.evaluation.settings["judges"].get(judge.name) if before is not None else None
         if before is not None and same_judge(recorded, judge):
