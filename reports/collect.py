@@ -30,6 +30,7 @@ from geomsafe.reports import (
 )
 from geomsafe.reports.arms import Study, make_study
 from geomsafe.reports.columns import table
+from geomsafe.reports.runs import DIRECT
 from geomsafe.reports.sources import LEFT_OUT, read_sources, shown_path
 from geomsafe.reports.sweep_arms import Sweep, make_sweep, unscored
 from geomsafe.reports.sweep_claims import sweep_banners, sweep_verdict
@@ -211,24 +212,25 @@ def _run_rows(study: Study) -> list[dict[str, Any]]:
 
 def _scope(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     record = study.first.record
-    harmful = next(
-        (one for run in study.runs.values() for one in run.record.evaluations if one.kind == "harmful"), None
-    )
-    prompts = max(
-        (one.n for run in study.runs.values() for one in run.record.evaluations if one.kind == "harmful"), default=0
-    )
+    scored = [one for run in study.runs.values() for one in run.record.evaluations]
+    harmful = [one for one in scored if one.kind == "harmful" and one.attack == DIRECT]
     return {
         "model": _model_name(record),
         "fingerprint": record.model.get("fingerprint"),
         "template_sha256": record.model.get("template_sha256"),
         "suites": {
-            one.suite: {"kind": one.kind, "source": one.source, "sha256": one.prompts_sha256, "n": one.n}
-            for run in study.runs.values()
-            for one in run.record.evaluations
+            one.suite: {
+                "kind": one.kind,
+                "attack": one.attack,
+                "source": one.source,
+                "sha256": one.prompts_sha256,
+                "n": one.n,
+            }
+            for one in scored
         },
-        "settings": harmful.settings if harmful else {},
+        "settings": harmful[0].settings if harmful else {},
         "primary": study.primary.key,
-        "prompts": prompts,
+        "prompts": max((one.n for one in harmful), default=0),
         "clusters": max((row["clusters"] or 0 for row in rows), default=0),
         "arms": {study.name(arm): arm.label for arm in study.arms},
         "seeds": sorted({run.seed for run in study.runs.values()}),
