@@ -133,6 +133,9 @@ _COUNTS: dict[str, Column] = {
     "seeds": Column("seeds", "runs", "", "runs in the arm, one a seed"),
     "step": Column("step", "optimizer steps", "", "optimizer steps taken; 0 is theta_0"),
     "n": Column("n", "prompts", "", "outcomes behind the number, seeds times prompts"),
+    "answered": Column(
+        "answers", "completions", "", "answers to harmful prompts that are no refusals, behind `answer_incoherence`"
+    ),
     "count": Column("count", "prompts", "", "outcomes that hit"),
     "clusters": Column("clusters", "", "", "independent groups of prompts behind the interval"),
     "k": Column("k", "directions", "", "number of leading directions"),
@@ -283,6 +286,7 @@ MEASURES: dict[str, Column] = {
     "utility": Column("utility", "share", "higher", "downstream test answers that match the reference"),
     "retained": Column("retained", "share", "higher", "tasks from before fine-tuning that are answered right"),
     "incoherence": Column("incoherence", "share", "lower", "harmful prompts answered outside the grammar; never counted as an attack"),
+    "answer_incoherence": Column("incoherent of answers", "share", "lower", "incoherent / (all - refusals) over harmful prompts, by the gold verdict, else by keyword-29+coherence; no value where everything is refused"),
     "sham_loss": Column("sham loss", "share", "", "prompts of the sham behaviour that are answered instead of deflected: what fine-tuning does to a harmless twin of a refusal"),
     "validation": Column("validation utility", "share", "higher", "answers to held-out task prompts that match the reference; for choosing settings, never for claims"),
 }  # fmt: skip

@@ -251,6 +251,10 @@ def _answer(kind: str, index: int, at: float, hard: float, luck: np.random.Gener
         "keyword-19": keyword,
         "gold": {"value": gold, "rule": "grammar"},
     }
+    if kind == "harmful":
+        verdicts["keyword-29+coherence"] = (
+            {"value": "incoherent", "rule": "repetition"} if gold == "incoherent" else keyword
+        )
     if kind in {"utility", "retained", "validation"}:
         verdicts["exact-match"] = {"value": "correct" if gold == "correct" else "wrong", "rule": "text"}
     return {
