@@ -15,6 +15,7 @@ from geomsafe import __version__
 from geomsafe.records import RunRecord, content_sha256, write_atomic
 from geomsafe.reports import (
     arms,
+    attacks,
     browser,
     caveats,
     claims,
@@ -125,6 +126,8 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              arms.point_columns(), points),
             ("suites", "Suites", "every measure on every prompt set; the table of arms uses the first set of a kind",
              arms.SUITES, arms.suite_rows(study)),
+            ("attacks", "Attacks", "same prompts under an attack and put as they are; attacks are never pooled",
+             attacks.ATTACKS, attacks.attack_rows(study)),
             ("distances", "Distance per layer", "last iterates; L2 depends on the gauge",
              geometry.DISTANCES, geometry.distance_rows(study)),
             ("cosines", "Cosine of safety and utility gradients", "token-mean gradients; undefined where noise rules",

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from geomsafe.records import write_atomic
 from geomsafe.reports import wording
 from geomsafe.reports.figures import Figure, looks
+from geomsafe.reports.figures_attacks import attack_figure
 from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
@@ -28,6 +29,7 @@ from geomsafe.reports.figures_subspaces import (
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
 from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms, with_names
+from geomsafe.reports.visible import visible
 
 MOST_ROWS = 8
 
@@ -71,6 +73,7 @@ def render(analysis: dict[str, Any]) -> str:
         "points_interval": wording.points_interval,
         "number": wording.number,
         "plural": wording.plural,
+        "visible": visible,
         "embedded": _embedded,
     }
     first_rows = first_screen(analysis)
@@ -110,6 +113,7 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
     return [
         drift_figure(analysis),
         rates_figure(analysis),
+        attack_figure(analysis),
         distance_figure(analysis),
         cosine_figure(analysis),
         cosine_figure(analysis, "preconditioned"),

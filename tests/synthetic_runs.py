@@ -34,6 +34,10 @@ HOSTILE = "<script>document.title = 'owned'</script> & <b>bold</b>"
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
+ATTACKS = {"prefill:1": 0.6, "template:base64": -3.0}
+"""Attacks, and by how many units of distance each makes a model look further gone."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """One run; `schema` is that of its captures, `nulls` whether the control sets were measured."""
@@ -60,7 +64,13 @@ def distance_at(spec: Spec, step: int) -> float:
     return 4000 * effective_lr(spec) * math.sqrt(step) / math.sqrt(60) * (1 + 0.02 * spec.seed)
 
 
-def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), prompts: int = 90, schema: int = 1) -> list[Path]:
+def write_study(
+    folder: Path,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    prompts: int = 90,
+    schema: int = 1,
+    attacks: Mapping[str, float] = MappingProxyType({}),
+) -> list[Path]:
     """Write careless and careful baselines, EMA shadow and feedback, and the lr-matched control."""
     arms: list[tuple[str, float, tuple[str, ...]]] = [
         ("careless", 1e-3, ()),
@@ -69,11 +79,15 @@ def write_study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), prompts: int =
         ("ema-feedback", 1e-3, ("ema:eta=0.25,mode=feedback",)),
         ("lr-matched", 2.5e-4, ()),
     ]
-    return [
-        write_run(folder, Spec(f"{name}-s{seed}", seed, lr, methods, prompts=prompts, schema=schema))
+    specs = [
+        Spec(f"{name}-s{seed}", seed, lr, methods, prompts=prompts, schema=schema)
         for name, lr, methods in arms
         for seed in seeds
     ]
+    runs = [write_run(folder, spec) for spec in specs]
+    for run, spec in zip(runs, specs, strict=True):
+        add_attacks(run, spec, attacks)
+    return runs
 
 
 def write_run(folder: Path, spec: Spec) -> Path:
@@ -174,10 +188,6 @@ def _write_capture(path: Path, spec: Spec, step: int) -> None:
     before = distance_at(spec, max(0, step - 1))
     moment = Moment(step, step == spec.steps, distance_at(spec, step), before, seed, spec.nulls)
     (write_blocks if spec.schema == 1 else write_examples)(path, moment)
-
-
-ATTACKS = {"prefill:1": 0.6, "template:base64": -3.0}
-"""Attacks, and by how many units of distance each makes a model look further gone."""
 
 
 def add_attacks(run: Path, spec: Spec, attacks: Mapping[str, float] = MappingProxyType(ATTACKS)) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
-from synthetic_runs import HOSTILE, write_study
+from synthetic_runs import ATTACKS, HOSTILE, write_study
 from synthetic_sweeps import write_sweep_folder
 
 from geomsafe.reports import analyze
@@ -26,7 +26,7 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed"
 )
 FIGURES = [
-    "drift", "rates", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
+    "drift", "rates", "attacks", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
     "rarefaction", "overlaps", "left-overlaps", "turns", "shares", "shares-steps", "singles", "singles-left", "probes",
     "training",
 ]  # fmt: skip
@@ -93,7 +93,7 @@ def open_page(page: Path, profile: Path) -> str:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("browser")
-    page = analyze(write_study(folder / "runs", seeds=(0, 1), prompts=30, schema=2), folder / "report")
+    page = analyze(write_study(folder / "runs", (0, 1), 30, schema=2, attacks=ATTACKS), folder / "report")
     return page, json.loads((folder / "report" / "analysis.json").read_text(encoding="utf-8"))
 
 
@@ -108,7 +108,7 @@ def lookup(analysis: dict[str, Any], key: str) -> Any:
     """Return the value that a data-key names: table/row[/more row keys]/column."""
     table, *row_key, column = key.split("/")
     rows = analysis["tables"][table]["rows"]
-    names = ["key"] if len(row_key) == 1 else ["key", "step", "set"]
+    names = {"ranks": ["key", "step", "set"], "attacks": ["key", "suite"]}.get(table, ["key"])
     return next(row[column] for row in rows if [str(row[name]) for name in names] == row_key)
 
 
