@@ -59,9 +59,11 @@ def attack_figure(analysis: dict[str, Any]) -> Figure:
     drawn = sets[:MOST_PANELS]
     most = max(len({row["attack"] for row in rows if row["prompt_set"] == one}) for one in drawn)
     columns = min(2, len(drawn))
-    plot, height = panels([inert(one, LONGEST_LABEL) for one in drawn], columns, 90 + 46 * (most + 1), shared=False)
+    plot, height = panels([inert(one, LONGEST_LABEL) for one in drawn], columns, 90 + 52 * (most + 1), shared=False)
     known = _STARTS | looks(analysis)
     keys = [key for key in known if any(row["key"] == key for row in rows)]
+    # The last iterates of shadow runs repeat a baseline where there is one.
+    keys = [key for key in keys if not known[key].repeats] or keys
     for index, one in enumerate(drawn):
         _add_panel(
             plot, [row for row in rows if row["prompt_set"] == one], [known[key] for key in keys], index, columns

@@ -92,6 +92,7 @@ def render(analysis: dict[str, Any]) -> str:
         figures={figure.id: figure for figure in (*figures, *sweep["sweep_figures"])},
         first_rows=first_rows,
         looks=looks(drawn),
+        arrows=wording.ARROWS,
         carried=carried,
         columns={column["key"]: column for one in analysis["tables"].values() for column in one["columns"]},
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),

@@ -24,7 +24,7 @@ from geomsafe.reports import summary_table
 from geomsafe.reports.answers import read_answers
 from geomsafe.reports.collect import collect
 from geomsafe.reports.sweep_markdown import sweep_markdown
-from geomsafe.reports.wording import percent, points
+from geomsafe.reports.wording import percent, percent_interval, points
 
 BENIGN, HARMFUL = synthetic_sweeps.CONDITIONS
 COMPLIANCE = {"correct_compliance", "wrong_compliance"}
@@ -396,6 +396,10 @@ def test_markdown_says_what_the_tables_say(sweep: tuple[Path, dict[str, Any], Pa
     shown = next(line for line in lines if line.startswith("| ema-shadow |"))
     for text in (percent(row["gold_asr"]), percent(row["utility"]), points(row["radial_difference"]), row["word"]):
         assert text in shown
+    for key in ("gold_asr", "keyword_asr", "over_refusal", "utility", "retained", "incoherence"):
+        assert f"{percent(row[key])} {percent_interval(row[f'{key}_low'], row[f'{key}_high'])} |" in shown
+    titles = next(line for line in lines if line.startswith("| arm |"))
+    assert "| gold ASR ↓ |" in titles and "| utility ↑ |" in titles and "| KL |" in titles
     assert len({line.count(" | ") for line in lines if line.startswith("| ")}) == 1
     matched = (out / "tables" / "matched.md").read_text(encoding="utf-8").splitlines()
     assert matched[0] == lines[0]
