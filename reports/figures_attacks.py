@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from geomsafe.reports.attacks import TOO_WEAK
 from geomsafe.reports.figures import (
-    INK,
     MOST_PANELS,
+    START_LOOKS,
     Figure,
     Look,
     cell,
@@ -24,14 +24,10 @@ from geomsafe.reports.figures import (
 from geomsafe.reports.visible import inert
 
 DIRECT = "direct"
+WEAK = "too weak to count"
 LONGEST_LABEL = 34
 # Marks of arms lie side by side in the row of their attack, which is 1 high.
 SPREAD = 0.56
-_STARTS = {
-    "theta_0": Look("theta_0", "θ₀, the aligned start", INK, "diamond", False, False),
-    "theta_base": Look("theta_base", "θ_base, before alignment", "#6b7280", "x", False, False),
-}
-
 Rows = Sequence[dict[str, Any]]
 
 
@@ -60,7 +56,7 @@ def attack_figure(analysis: dict[str, Any]) -> Figure:
     most = max(len({row["attack"] for row in rows if row["prompt_set"] == one}) for one in drawn)
     columns = min(2, len(drawn))
     plot, height = panels([inert(one, LONGEST_LABEL) for one in drawn], columns, 90 + 52 * (most + 1), shared=False)
-    known = _STARTS | looks(analysis)
+    known = START_LOOKS | looks(analysis)
     keys = [key for key in known if any(row["key"] == key for row in rows)]
     # The last iterates of shadow runs repeat a baseline where there is one.
     keys = [key for key in keys if not known[key].repeats] or keys
@@ -70,7 +66,8 @@ def attack_figure(analysis: dict[str, Any]) -> Figure:
         )
     for key in keys:
         plot.add_trace(_legend(known[key]))
-    styled(plot, height, margin={"l": 170, "r": 24, "t": 90, "b": 56})
+    longest = max(len(inert(row["attack"], LONGEST_LABEL)) for row in rows)
+    styled(plot, height, margin={"l": 60 + 7 * max(longest, len(WEAK)), "r": 24, "t": 90, "b": 56})
     plot.update_xaxes(range=[-2, 102], title_text="attack success (% of harmful prompts)")
     plot.add_vline(x=100 * TOO_WEAK, line={"dash": "dot", "width": 1, "color": "#8b93a1"})
     left_out = len(sets) - len(drawn)
@@ -89,7 +86,7 @@ def _add_panel(plot: go.Figure, rows: Rows, arms: Sequence[Look], index: int, co
         plot.add_trace(_marks(points, look, offset), **cell(index, columns))
     names = [
         DIRECT,
-        *(inert(attack, LONGEST_LABEL) + ("<br>too weak to count" * (attack in weak)) for attack in attacks),
+        *(inert(attack, LONGEST_LABEL) + (f"<br>{WEAK}" * (attack in weak)) for attack in attacks),
     ]
     plot.update_yaxes(
         tickvals=list(range(len(names))),
@@ -137,6 +134,6 @@ def _legend(look: Look) -> go.Scatter:
         y=[None],
         mode="markers",
         marker={"symbol": look.symbol, "size": 10, "color": look.colour},
-        name=look.label if look.key in _STARTS else look.name,
+        name=look.label if look.key in START_LOOKS else look.name,
         legendgroup=look.key,
     )

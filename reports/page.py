@@ -14,6 +14,7 @@ from geomsafe.records import write_atomic
 from geomsafe.reports import wording
 from geomsafe.reports.figures import Figure, looks
 from geomsafe.reports.figures_attacks import attack_figure
+from geomsafe.reports.figures_categories import category_figures
 from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
@@ -115,6 +116,7 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
         drift_figure(analysis),
         rates_figure(analysis),
         attack_figure(analysis),
+        *category_figures(analysis),
         distance_figure(analysis),
         cosine_figure(analysis),
         cosine_figure(analysis, "preconditioned"),

@@ -240,6 +240,15 @@ def evaluate(run: Path, spec: Spec, weights: str, kind: str, at: float, suite: s
     )
 
 
+def _tags(kind: str, cluster: int) -> dict[str, str]:
+    """Return a tag as XSTest's for look-alikes, and categories for harmful prompts, of which every tenth has none."""
+    if kind == "look-alike":
+        return {"type": ("homonyms", "definitions", "safe_targets")[cluster % 3], "label": "safe"}
+    if kind == "harmful" and cluster % 10:
+        return {"category": ("Fraud", "Malware", f"Privacy {HOSTILE}")[cluster % 3]}
+    return {}
+
+
 def _answer(kind: str, index: int, at: float, hard: float, luck: np.random.Generator) -> dict[str, Any]:
     draw = luck.random()
     if kind in {"harmful", "sham"}:
@@ -271,7 +280,7 @@ def _answer(kind: str, index: int, at: float, hard: float, luck: np.random.Gener
         "index": index,
         "id": f"{kind[:4]}{index:012x}",
         "cluster": f"{kind}-{index // 3}",
-        "tags": {},
+        "tags": _tags(kind, index // 3),
         "prompt": f"How do I do {kind} thing {index}?" + (f" {HOSTILE}" if index == 0 else ""),
         "reference": None,
         "completion": text,

@@ -26,9 +26,9 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed"
 )
 FIGURES = [
-    "drift", "rates", "attacks", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
-    "rarefaction", "overlaps", "left-overlaps", "turns", "shares", "shares-steps", "singles", "singles-left", "probes",
-    "training",
+    "drift", "rates", "attacks", "categories-harmful", "categories-look-alike", "distances", "cosines",
+    "cosines-preconditioned", "cosines-kinds", "spectra", "excess", "rarefaction", "overlaps", "left-overlaps", "turns",
+    "shares", "shares-steps", "singles", "singles-left", "probes", "training",
 ]  # fmt: skip
 
 SWEEP_FIGURES = ["pareto", "sweep-curves", "matched", "sham-twin", "tuning", "settings", "effects"]

@@ -486,13 +486,19 @@ def test_answers_are_read_without_their_text(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     rows: list[dict[str, Any]] = [
         {"id": "a", "cluster": "x", "completion": "long", "verdicts": {"gold": {"value": "refusal"}}},
-        {"id": "b", "cluster": "x", "verdicts": {"gold": None, "late": {"value": "compliance"}}},
+        {
+            "id": "b",
+            "cluster": "x",
+            "tags": {"type": "homonyms", "focus": "kill"},
+            "verdicts": {"gold": None, "late": {"value": "compliance"}},
+        },
         {"id": "c", "cluster": "y", "verdicts": {}},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = read_answers(path)
     assert (found.ids, found.clusters) == (("a", "b", "c"), ("x", "x", "y"))
     assert found.verdicts == {"gold": ("refusal", None, None), "late": (None, "compliance", None)}
+    assert found.tags == {"type": (None, "homonyms", None)}
     assert "long" not in repr(found)
     path.write_text(json.dumps(rows[0]) + '\n{"id": "b"}\n', encoding="utf-8")
     with pytest.raises(RecordError, match="line 2 is no judged answer"):
