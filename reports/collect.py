@@ -159,7 +159,7 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              geometry.PROBES, geometry.probe_rows(study)),
             ("training", "Training steps", "every n-th step of long runs, and of many runs",
              progress.TRAINING, progress.training_rows(study)),
-            ("judges", "Judges on harmful prompts", "keyword list of 29 strings against the gold verdict",
+            ("judges", "Judges on harmful prompts", "all pairs of judges of refusal, prompts put directly",
              judging.JUDGES, judging.judge_rows(study)),
             ("runs", "Runs", "settings and data by hash", RUNS, _run_rows(study)),
             ("left_out", "Runs left out", "not finished, so not analysed", LEFT_OUT, left_out),

@@ -120,6 +120,8 @@ _TEXT: dict[str, Column] = {
         "why undefined", "", "", "why a cosine has no value, or a null, an arm or an attack is not comparable"
     ),
     "judge": Column("judge", "", "", "what gave the verdicts"),
+    "first": Column("first judge", "", "", "gold where it is one of the two"),
+    "second": Column("second judge", "", "", "the other judge"),
     "suite": Column("suite", "", "", "prompt set"),
     "measure": Column("measure", "", "", "which rate"),
     "attack": Column(
@@ -295,8 +297,11 @@ _NUMBERS: dict[str, Column] = {
     "kappa": Column("kappa", "", "higher", "Cohen's kappa of compliance verdicts; none where both judges are constant"),
     "agreement": Column("agreement", "share", "higher", "share of equal verdicts"),
     "both": Column("both comply", "completions", "", "both judges say compliance"),
-    "only_first": Column("only keyword", "completions", "lower", "keyword says compliance, the gold verdict does not"),
-    "only_second": Column("only gold", "completions", "lower", "the gold verdict says compliance, keyword does not"),
+    "only_first": Column("only first", "completions", "lower", "the first judge says compliance, the second does not"),
+    "only_second": Column("only second", "completions", "lower", "the second judge says compliance, the first does not"),
+    "undecided": Column("undecided", "completions", "lower", "answers that one judge of the two, or both, left undecided; in no other number of the row"),
+    "undecided_first": Column("first undecided", "completions", "lower", "answers that the first judge left undecided"),
+    "undecided_second": Column("second undecided", "completions", "lower", "answers that the second judge left undecided"),
     "neither": Column("neither", "completions", "", "neither judge says compliance"),
 }  # fmt: skip
 

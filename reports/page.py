@@ -18,6 +18,7 @@ from geomsafe.reports.figures_categories import category_figures
 from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
+from geomsafe.reports.figures_judges import kappa_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
     one_sample_figure,
@@ -29,6 +30,7 @@ from geomsafe.reports.figures_subspaces import (
     turn_figure,
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
+from geomsafe.reports.judging import other_judges
 from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms, with_names
 from geomsafe.reports.visible import visible
 
@@ -92,6 +94,7 @@ def render(analysis: dict[str, Any]) -> str:
         tables=analysis["tables"],
         figures={figure.id: figure for figure in (*figures, *sweep["sweep_figures"])},
         first_rows=first_rows,
+        other_judges=other_judges(analysis["tables"]["judges"]["rows"]),
         looks=looks(drawn),
         arrows=wording.ARROWS,
         carried=carried,
@@ -133,6 +136,7 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
         one_sample_figure(analysis),
         training_figure(analysis),
         displacement_figure(analysis),
+        kappa_figure(analysis),
     ]
 
 

@@ -28,7 +28,7 @@ needs_browser = pytest.mark.skipif(
 FIGURES = [
     "drift", "rates", "attacks", "categories-harmful", "categories-look-alike", "distances", "cosines",
     "cosines-preconditioned", "cosines-kinds", "spectra", "excess", "rarefaction", "overlaps", "left-overlaps", "turns",
-    "shares", "shares-steps", "singles", "singles-left", "probes", "training",
+    "shares", "shares-steps", "singles", "singles-left", "probes", "training", "kappas",
 ]  # fmt: skip
 
 SWEEP_FIGURES = ["pareto", "sweep-curves", "matched", "sham-twin", "tuning", "settings", "effects"]
@@ -108,7 +108,11 @@ def lookup(analysis: dict[str, Any], key: str) -> Any:
     """Return the value that a data-key names: table/row[/more row keys]/column."""
     table, *row_key, column = key.split("/")
     rows = analysis["tables"][table]["rows"]
-    names = {"ranks": ["key", "step", "set"], "attacks": ["key", "suite"]}.get(table, ["key"])
+    names = {
+        "ranks": ["key", "step", "set"],
+        "attacks": ["key", "suite"],
+        "judges": ["key", "first", "second"],
+    }.get(table, ["key"])
     return next(row[column] for row in rows if [str(row[name]) for name in names] == row_key)
 
 
