@@ -49,7 +49,7 @@ def read_answers(path: Path) -> Answers:
             ids.append(intern(str(row["id"])))
             clusters.append(intern(str(row["cluster"])))
             for judge, said in row["verdicts"].items():
-                _put(verdicts, judge, count, said["value"] if said else None)
+                _put(verdicts, visible(judge), count, said["value"] if said else None)
             for tag in TAGS:
                 if (found := row.get("tags", {}).get(tag)) is not None:
                     _put(tags, tag, count, visible(str(found)))

@@ -85,7 +85,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
         "trust": trust.make_trust(study, tables),
         "sweep": _sweep_head(sweep),
         "tables": tables,
-        "completions": browser.sample_completions(study, browser.MOST_ARMS if sweep else None),
+        "completions": browser.browse_completions(study, browser.MOST_ARMS if sweep else None),
         "provenance": {name: run.record.provenance for name, run in study.runs.items()},
         "configs": {name: run.record.config for name, run in study.runs.items()},
         "warnings": caveats.warnings_of(study, left_out) + (unscored(sweep) if sweep else []),

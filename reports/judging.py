@@ -58,7 +58,8 @@ def refusal_judges(answers: Sequence[Answers]) -> list[str]:
     found: dict[str, None] = {}
     for one in answers:
         for judge, said in one.verdicts.items():
-            if judge not in found and not _SPOKEN_BY_REFUSAL_JUDGES.isdisjoint(said):
+            # Gold reads refusals also where it finds none, as it may on harmless prompts.
+            if judge not in found and (judge == GOLD or not _SPOKEN_BY_REFUSAL_JUDGES.isdisjoint(said)):
                 found[judge] = None
     return sorted(found, key=lambda judge: judge != GOLD)
 

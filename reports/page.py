@@ -12,7 +12,8 @@ from plotly.offline import get_plotlyjs
 
 from geomsafe.records import write_atomic
 from geomsafe.reports import wording
-from geomsafe.reports.figures import Figure, looks
+from geomsafe.reports.browser import packed
+from geomsafe.reports.figures import START_LOOKS, Figure, looks
 from geomsafe.reports.figures_attacks import attack_figure
 from geomsafe.reports.figures_categories import category_figures
 from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
@@ -35,6 +36,7 @@ from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms, wit
 from geomsafe.reports.visible import visible
 
 MOST_ROWS = 8
+SCRIPTS = ("report.js", "completions.js")
 
 
 def write_page(analysis: dict[str, Any], out: Path) -> Path:
@@ -98,10 +100,11 @@ def render(analysis: dict[str, Any]) -> str:
         looks=looks(drawn),
         arrows=wording.ARROWS,
         carried=carried,
+        packed_completions=_browsed(analysis),
         columns={column["key"]: column for one in analysis["tables"].values() for column in one["columns"]},
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         style=Markup(loader.get_source(environment, "report.css")[0]),
-        script=Markup(loader.get_source(environment, "report.js")[0]),
+        script=Markup("".join(loader.get_source(environment, name)[0] for name in SCRIPTS)),
         **sweep,
     )
 
@@ -163,6 +166,16 @@ def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     chosen = {row["key"]: None for row in ranked if row["key"] not in repeats}
     kept = set(list(chosen)[:MOST_ROWS])
     return [row for row in rows if row["key"] in kept]
+
+
+def _browsed(analysis: dict[str, Any]) -> dict[str, Any]:
+    # Colours and names are those of the table and the figures.
+    known = START_LOOKS | looks(analysis)
+    return {
+        **packed(analysis["completions"]["rows"]),
+        "colours": {key: look.colour for key, look in known.items()},
+        "names": {key: look.label if key in START_LOOKS else f"{key} {look.label}" for key, look in known.items()},
+    }
 
 
 def _columnar(table: dict[str, Any]) -> dict[str, Any]:

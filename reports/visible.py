@@ -7,15 +7,18 @@ import unicodedata
 
 # Line ends and tabs are layout; the two joiners are part of words in Indic scripts, Persian and emoji.
 _KEPT = "\n\t\u200c\u200d"
+_CONTROLS = (
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
+).split()
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def visible(text: str) -> str:
     """Replace control and formatting characters by signs for them.
 
-    C0 controls and DEL become Unicode's pictures of them (ESC -> U+241B), so that escape sequences of terminals are
-    read and not obeyed; bidirectional overrides, zero-width and other unseen or unassigned characters, and lone
-    surrogates, which no file can hold, become their code point in brackets.
+    C0 controls and DEL become their names (⟨ESC⟩), so that escape sequences of terminals are read and not obeyed;
+    bidirectional overrides, zero-width and other unseen or unassigned characters, and lone surrogates, which no file
+    can hold, become their code point (⟨U+202E⟩).
 
     Args:
         text: any string.
@@ -45,7 +48,7 @@ def _shown(sign: str) -> str:
         return sign
     code = ord(sign)
     if code < 0x20:
-        return chr(0x2400 + code)
+        return f"⟨{_CONTROLS[code]}⟩"
     if code == 0x7F:
-        return "\u2421"
+        return "⟨DEL⟩"
     return f"⟨U+{code:04X}⟩" if unicodedata.category(sign) in _HIDDEN and sign not in _KEPT else sign
