@@ -40,10 +40,11 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One answer that may be shown, without its text: number of its source, suite, prompt, whether judges differ."""
+    """One answer that may be shown, without its text: its source, suite, row and prompt, and whether judges differ."""
 
     source: int
     suite: str
+    row: int
     prompt: str
     disagree: bool
 
@@ -134,7 +135,9 @@ def _places(number: int, source: Source) -> Iterator[Place]:
             answers = source.data.answers[one.weights, one.suite]
             columns = [answers.verdicts[judge] for judge in refusal_judges([answers])]
             for row, prompt in enumerate(answers.ids):
-                yield Place(number, one.suite, prompt, judges_differ((column[row] for column in columns), one.kind))
+                yield Place(
+                    number, one.suite, row, prompt, judges_differ((column[row] for column in columns), one.kind)
+                )
 
 
 def _ordered(places: Sequence[Place]) -> list[Place]:
@@ -147,16 +150,16 @@ def _ordered(places: Sequence[Place]) -> list[Place]:
 
 def _read(sources: Sequence[Source], places: Sequence[Place]) -> list[Row]:
     """Read the texts of the chosen answers, one file after the other."""  # noqa: DOC201
-    wanted: dict[tuple[int, str], dict[str, int]] = {}
+    wanted: dict[tuple[int, str], dict[int, int]] = {}
     for at, place in enumerate(places):
-        wanted.setdefault((place.source, place.suite), {})[place.prompt] = at
+        wanted.setdefault((place.source, place.suite), {})[place.row] = at
     rows: list[Row] = [{}] * len(places)
-    for (number, suite), prompts in wanted.items():
+    for (number, suite), numbers in wanted.items():
         source = sources[number]
         one = next(one for one in source.data.record.evaluations if (one.weights, one.suite) == (source.weights, suite))
-        for row in source.data.completions(source.weights, suite):
-            at = prompts.get(str(row["id"]))
-            if at is not None:
+        for index, row in enumerate(source.data.completions(source.weights, suite)):
+            if index in numbers:
+                at = numbers[index]
                 rows[at] = _row(source, places[at], one.kind, one.attack, row)
     return rows
 

@@ -55,6 +55,12 @@ def test_every_answer_is_held_where_there_is_room(run: Path, tmp_path: Path) -> 
     assert len(set(_names(held["rows"]))) == held["total"]
 
 
+def test_a_prompt_that_stands_twice_in_a_suite_has_two_answers(run: Path, tmp_path: Path) -> None:
+    _each(run, lambda row: row.update(id="same", completion=f"answer {row['index']}"), "harmful")
+    held = [row for row in _held(run, tmp_path / "report")["rows"] if row["suite"] == "harmful"]
+    assert sorted(row["completion"] for row in held) == sorted(f"answer {index}" for index in range(60) for _ in "AB")
+
+
 def test_disagreements_come_first_and_the_rest_is_drawn_without_verdicts(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
