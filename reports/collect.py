@@ -40,7 +40,7 @@ from geomsafe.reports.sweep_contrasts import SweepContrast, make_contrasts
 from geomsafe.reports.sweep_markdown import matched_markdown, sweep_markdown
 from geomsafe.reports.sweep_tables import sweep_tables
 
-SCHEMA = "geomsafe.analysis/1"
+SCHEMA = "geomsafe.analysis/2"
 
 
 def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> dict[str, Any]:
