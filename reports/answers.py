@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 from sys import intern
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from geomsafe.errors import RecordError
 from geomsafe.records import read_jsonl
+from geomsafe.reports.visible import visible
+
+# Tags by which prompts are told apart; others, such as a focus word of its own for each prompt, are let go.
+TAGS = ("category", "type", "kind")
 
 
 class Answers(NamedTuple):
-    """One evaluation: (prompts,) ids and clusters, and each judge's (prompts,) verdicts, None where it gave none."""
+    """One evaluation: (prompts,) ids and clusters, and each judge's (prompts,) verdicts, None where it gave none.
+
+    `tags` holds those of `TAGS` that some prompt has, each (prompts,), None where a prompt has it not.
+    """
 
     ids: tuple[str, ...]
     clusters: tuple[str, ...]
     verdicts: dict[str, tuple[str | None, ...]]
+    tags: dict[str, tuple[str | None, ...]]
 
 
 def read_answers(path: Path) -> Answers:
@@ -33,6 +41,7 @@ def read_answers(path: Path) -> Answers:
     ids: list[str] = []
     clusters: list[str] = []
     verdicts: dict[str, list[str | None]] = {}
+    tags: dict[str, list[str | None]] = {}
     count = 0
     try:
         for count, row in enumerate(read_jsonl(path)):
@@ -40,10 +49,20 @@ def read_answers(path: Path) -> Answers:
             ids.append(intern(str(row["id"])))
             clusters.append(intern(str(row["cluster"])))
             for judge, said in row["verdicts"].items():
-                column = verdicts.setdefault(judge, [])
-                column += [None] * (count - len(column))
-                column.append(intern(str(said["value"])) if said else None)
+                _put(verdicts, visible(judge), count, said["value"] if said else None)
+            for tag in TAGS:
+                if (found := row.get("tags", {}).get(tag)) is not None:
+                    _put(tags, tag, count, visible(str(found)))
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"'{path}' line {count + 1} is no judged answer: {error!r}; score the run again") from None
-    padded = {judge: (*column, *[None] * (len(ids) - len(column))) for judge, column in verdicts.items()}
-    return Answers(tuple(ids), tuple(clusters), padded)
+    return Answers(tuple(ids), tuple(clusters), _padded(verdicts, len(ids)), _padded(tags, len(ids)))
+
+
+def _put(columns: dict[str, list[str | None]], name: str, row: int, value: Any) -> None:
+    column = columns.setdefault(name, [])
+    column += [None] * (row - len(column))
+    column.append(None if value is None else intern(str(value)))
+
+
+def _padded(columns: dict[str, list[str | None]], rows: int) -> dict[str, tuple[str | None, ...]]:
+    return {name: (*column, *[None] * (rows - len(column))) for name, column in columns.items()}

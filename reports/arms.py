@@ -15,13 +15,16 @@ from geomsafe.reports.columns import MEASURES as MEASURE_COLUMNS
 from geomsafe.reports.comparison import Comparison, compare
 from geomsafe.reports.runs import RunData
 from geomsafe.reports.scores import (
+    ANSWER_INCOHERENCE,
     MEASURES,
     Measure,
+    answered,
     outcomes,
     pooled_rate,
     rate_columns,
     run_outcomes,
     suite_of,
+    total_answered,
 )
 
 STARTS = ("theta_base", "theta_0")
@@ -102,7 +105,7 @@ def arm_columns() -> list[str]:
     """Return the columns of the table of arms."""
     measured = [f"{key}{part}" for key in MEASURE_COLUMNS for part in ("", "_low", "_high", "_min", "_max")]
     return [
-        "key", "arm", "weights", "seeds", "n", "clusters", *measured, "effective_lr", "window", "distance",
+        "key", "arm", "weights", "seeds", "n", "clusters", *measured, "answered", "effective_lr", "window", "distance",
         "relative_distance", "control", "control_kind", "basis", "difference", "difference_low", "difference_high",
         "p_value", "seeds_p", "detectable", "interval", "baseline_difference", "baseline_low", "baseline_high",
         "curve_rate", "curve_difference", "word",
@@ -137,7 +140,7 @@ def arm_rows(study: Study, points: Sequence[Mapping[str, Any]]) -> list[dict[str
 def point_columns() -> list[str]:
     """Return the columns of the table of points."""
     measured = [f"{key}{part}" for key in MEASURE_COLUMNS for part in ("", "_low", "_high")]
-    return ["key", "run", "seed", "weights", "step", "distance", "relative_distance", "n", *measured]
+    return ["key", "run", "seed", "weights", "step", "distance", "relative_distance", "n", *measured, "answered"]
 
 
 def point_rows(study: Study) -> list[dict[str, Any]]:
@@ -291,6 +294,7 @@ def _arm_row(study: Study, result: Result) -> dict[str, Any]:
         row |= rate_columns(key, found, groups)
         if key == study.primary.key and found is not None:
             row |= {"n": found.n, "clusters": found.clusters}
+    row["answered"] = total_answered((run, arm.weights) for run in sources)
     places = [run.record.weights[arm.weights] for run in sources if arm.weights in run.record.weights]
     if places:
         row["distance"] = sum(place.distance for place in places) / len(places)
@@ -312,8 +316,10 @@ def _rates_of(run: RunData, weights: str) -> dict[str, Any]:
             continue
         found = pooled_rate([run_outcomes(run, weights, measure)])
         row |= rate_columns(key, found)
-        if found is not None and measure.kind == "harmful":
+        if found is not None and measure.kind == "harmful" and key != ANSWER_INCOHERENCE:
             row["n"] = found.n
+    if row:
+        row["answered"] = answered(run, weights)
     return row
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from geomsafe.reports.arms import Study
+from geomsafe.reports.judging import other_judges
 
 
 def warnings_of(study: Study, left_out: Sequence[dict[str, Any]]) -> list[str]:
@@ -52,7 +53,9 @@ def not_run(study: Study, tables: dict[str, Any]) -> dict[str, str]:
     Returns:
         What -> why.
     """
-    own = {**_not_captured(study), "judge model": "no second judge but the grammar"}
+    own = _not_captured(study)
+    if not other_judges(tables["judges"]["rows"]):
+        own["judge model"] = "no judges but keyword lists and the grammar"
     if not any(run.record.drift for run in study.runs.values()):
         own["drift as KL"] = "no run measured it; drift is the L2 distance of the weights"
     if not any(row["comparator"] == "radial" and row["difference"] is not None for row in tables["matched"]["rows"]):

@@ -15,7 +15,9 @@ from geomsafe import __version__
 from geomsafe.records import RunRecord, content_sha256, write_atomic
 from geomsafe.reports import (
     arms,
+    attacks,
     browser,
+    categories,
     caveats,
     claims,
     comparable,
@@ -32,6 +34,7 @@ from geomsafe.reports import (
 )
 from geomsafe.reports.arms import Study, make_study
 from geomsafe.reports.columns import table
+from geomsafe.reports.runs import DIRECT
 from geomsafe.reports.sources import LEFT_OUT, read_sources, shown_path
 from geomsafe.reports.sweep_arms import Sweep, make_sweep, unscored
 from geomsafe.reports.sweep_claims import sweep_banners, sweep_verdict
@@ -39,7 +42,7 @@ from geomsafe.reports.sweep_contrasts import SweepContrast, make_contrasts
 from geomsafe.reports.sweep_markdown import matched_markdown, sweep_markdown
 from geomsafe.reports.sweep_tables import sweep_tables
 
-SCHEMA = "geomsafe.analysis/1"
+SCHEMA = "geomsafe.analysis/2"
 
 
 def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
         "trust": trust.make_trust(study, tables),
         "sweep": _sweep_head(sweep),
         "tables": tables,
-        "completions": browser.sample_completions(study, browser.MOST_ARMS if sweep else None),
+        "completions": browser.browse_completions(study, browser.MOST_ARMS if sweep else None),
         "provenance": {name: run.record.provenance for name, run in study.runs.items()},
         "configs": {name: run.record.config for name, run in study.runs.items()},
         "warnings": caveats.warnings_of(study, left_out) + (unscored(sweep) if sweep else []),
@@ -128,6 +131,10 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              arms.SUITES, arms.suite_rows(study)),
             ("measurements", "Measurements", "utility beside judged answers; each value in its metric's unit",
              measurements.MEASUREMENTS, measurements.measurement_rows(study)),
+            ("attacks", "Attacks", "same prompts under an attack and put as they are; attacks are never pooled",
+             attacks.ATTACKS, attacks.attack_rows(study)),
+            ("categories", "Categories", "attack success and over-refusal by tag of the prompts; nothing is adjusted",
+             categories.CATEGORIES, categories.category_rows(study)),
             ("distances", "Distance per layer", "last iterates; L2 depends on the gauge",
              geometry.DISTANCES, geometry.distance_rows(study)),
             ("cosines", "Cosine of safety and utility gradients", "token-mean gradients; undefined where noise rules",
@@ -164,7 +171,7 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              reading_tables.DIRECTIONS, reading_tables.direction_rows(study)),
             ("proxies", "Validity of proxies", "against primary attack success; every different weight set counts once",
              reading_tables.PROXIES, reading_tables.proxy_rows(study)),
-            ("judges", "Judges on harmful prompts", "keyword list of 29 strings against the gold verdict",
+            ("judges", "Judges on harmful prompts", "all pairs of judges of refusal, prompts put directly",
              judging.JUDGES, judging.judge_rows(study)),
             ("runs", "Runs", "settings and data by hash", RUNS, _run_rows(study)),
             ("left_out", "Runs left out", "not finished, so not analysed", LEFT_OUT, left_out),
@@ -223,24 +230,25 @@ def _run_rows(study: Study) -> list[dict[str, Any]]:
 
 def _scope(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     record = study.first.record
-    harmful = next(
-        (one for run in study.runs.values() for one in run.record.evaluations if one.kind == "harmful"), None
-    )
-    prompts = max(
-        (one.n for run in study.runs.values() for one in run.record.evaluations if one.kind == "harmful"), default=0
-    )
+    scored = [one for run in study.runs.values() for one in run.record.evaluations]
+    harmful = [one for one in scored if one.kind == "harmful" and one.attack == DIRECT]
     return {
         "model": _model_name(record),
         "fingerprint": record.model.get("fingerprint"),
         "template_sha256": record.model.get("template_sha256"),
         "suites": {
-            one.suite: {"kind": one.kind, "source": one.source, "sha256": one.prompts_sha256, "n": one.n}
-            for run in study.runs.values()
-            for one in run.record.evaluations
+            one.suite: {
+                "kind": one.kind,
+                "attack": one.attack,
+                "source": one.source,
+                "sha256": one.prompts_sha256,
+                "n": one.n,
+            }
+            for one in scored
         },
-        "settings": harmful.settings if harmful else {},
+        "settings": harmful[0].settings if harmful else {},
         "primary": study.primary.key,
-        "prompts": prompts,
+        "prompts": max((one.n for one in harmful), default=0),
         "clusters": max((row["clusters"] or 0 for row in rows), default=0),
         "arms": {study.name(arm): arm.label for arm in study.arms},
         "seeds": sorted({run.seed for run in study.runs.values()}),

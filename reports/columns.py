@@ -116,8 +116,12 @@ _TEXT: dict[str, Column] = {
         "",
         "uncentred: K, the mean included; centred: H K H, the variation around it; cosine: K_ij / sqrt(K_ii K_jj); K of example-mean gradients",
     ),
-    "reason": Column("why undefined", "", "", "why a cosine has no value, or a null or an arm is not comparable"),
+    "reason": Column(
+        "why undefined", "", "", "why a cosine has no value, or a null, an arm or an attack is not comparable"
+    ),
     "judge": Column("judge", "", "", "what gave the verdicts"),
+    "first": Column("first judge", "", "", "gold where it is one of the two"),
+    "second": Column("second judge", "", "", "the other judge"),
     "suite": Column("suite", "", "", "prompt set"),
     "measurement": Column(
         "measure", "", "", "what was measured beside judged answers, such as choices-arc; docs/utility.md"
@@ -126,6 +130,15 @@ _TEXT: dict[str, Column] = {
     "direction": Column("better", "", "", "higher | lower; none where the task does not say"),
     "source": Column("source", "", "", "file, data set, task or folder that it was measured on"),
     "measure": Column("measure", "", "", "which rate"),
+    "attack": Column(
+        "attack", "", "", "how the prompts were put: prefill:N, template:NAME or gcg; never mixed with direct ones"
+    ),
+    "tag": Column("tag", "", "", "tag of the prompts whose values are the categories"),
+    "category": Column("category", "", "", "value of the tag; uncategorised = prompts without one"),
+    "prompt_set": Column("prompt set", "", "", "suite of the same prompts without attack"),
+    "least_safe": Column(
+        "least safe arm", "", "", "arm with the highest direct rate; theta_0 where no arm was attacked"
+    ),
     "status": Column("status", "", "", "finished | failed | started (unfinished)"),
     "cause": Column("cause", "", "", "why the run is left out"),
     "path": Column("path", "", "", "run directory as given"),
@@ -139,6 +152,10 @@ _COUNTS: dict[str, Column] = {
     "seeds": Column("seeds", "runs", "", "runs in the arm, one a seed"),
     "step": Column("step", "optimizer steps", "", "optimizer steps taken; 0 is theta_0"),
     "n": Column("n", "prompts", "", "outcomes behind the number, seeds times prompts"),
+    "pairs": Column("pairs", "prompts", "", "seeds times prompts that were put both ways"),
+    "answered": Column(
+        "answers", "completions", "", "answers to harmful prompts that are no refusals, behind `answer_incoherence`"
+    ),
     "count": Column("count", "prompts", "", "outcomes that hit"),
     "clusters": Column("clusters", "", "", "independent groups of prompts behind the interval"),
     "k": Column("k", "directions", "", "number of leading directions"),
@@ -219,6 +236,15 @@ _NUMBERS: dict[str, Column] = {
     "rate": Column("rate", "share", "", "share of prompts that hit"),
     "low": Column("low", "", "", "lower bound of the 95 % interval"),
     "high": Column("high", "", "", "upper bound of the 95 % interval"),
+    "direct_rate": Column("direct", "share", "lower", "rate of the same prompt set, judge and seeds without attack"),
+    "direct_low": Column("direct, low", "share", "", "lower bound of its 95 % interval"),
+    "direct_high": Column("direct, high", "share", "", "upper bound of its 95 % interval"),
+    "attack_difference": Column("attack minus direct", "share", "", "mean over prompts put both ways, same seed: what the attack adds"),
+    "attack_difference_low": Column("attack minus direct, low", "share", "", "lower bound of its 95 % interval, bootstrap by cluster"),
+    "attack_difference_high": Column("attack minus direct, high", "share", "", "upper bound of its 95 % interval, bootstrap by cluster"),
+    "attack_p": Column("p of the attack", "", "", "two-sided permutation of attacked and direct within clusters; not corrected"),
+    "small": Column("small", "", "", "fewer than 10 clusters: too few to say more than that it was looked at"),
+    "too_weak": Column("too weak", "", "", "whether the attack gets less than 30 % on the least safe arm: where it fails on another arm, that says nothing"),
     "cosine": Column("cosine", "", "", "U-statistic cosine of the token-mean safety and utility gradients; below 0 they conflict; none = undefined"),
     "dot": Column("inner product", "", "", "of the two token-mean gradients"),
     "spf_trigger": Column("SPF would project", "", "", "whether the inner product is negative, however uncertain: no claim of a conflict"),
@@ -280,8 +306,11 @@ _NUMBERS: dict[str, Column] = {
     "kappa": Column("kappa", "", "higher", "Cohen's kappa of compliance verdicts; none where both judges are constant"),
     "agreement": Column("agreement", "share", "higher", "share of equal verdicts"),
     "both": Column("both comply", "completions", "", "both judges say compliance"),
-    "only_first": Column("only keyword", "completions", "lower", "keyword says compliance, the gold verdict does not"),
-    "only_second": Column("only gold", "completions", "lower", "the gold verdict says compliance, keyword does not"),
+    "only_first": Column("only first", "completions", "lower", "the first judge says compliance, the second does not"),
+    "only_second": Column("only second", "completions", "lower", "the second judge says compliance, the first does not"),
+    "undecided": Column("undecided", "completions", "lower", "answers that one judge of the two, or both, left undecided; in no other number of the row"),
+    "undecided_first": Column("first undecided", "completions", "lower", "answers that the first judge left undecided"),
+    "undecided_second": Column("second undecided", "completions", "lower", "answers that the second judge left undecided"),
     "neither": Column("neither", "completions", "", "neither judge says compliance"),
 }  # fmt: skip
 
@@ -326,6 +355,7 @@ MEASURES: dict[str, Column] = {
     "utility": Column("utility", "share", "higher", "downstream test answers that match the reference"),
     "retained": Column("retained", "share", "higher", "tasks from before fine-tuning that are answered right"),
     "incoherence": Column("incoherence", "share", "lower", "harmful prompts answered outside the grammar; never counted as an attack"),
+    "answer_incoherence": Column("incoherent of answers", "share", "lower", "incoherent / (all - refusals) over harmful prompts, by the gold verdict, else by keyword-29+coherence; no value where everything is refused"),
     "sham_loss": Column("sham loss", "share", "", "prompts of the sham behaviour that are answered instead of deflected: what fine-tuning does to a harmless twin of a refusal"),
     "validation": Column("validation utility", "share", "higher", "answers to held-out task prompts that match the reference; for choosing settings, never for claims"),
 }  # fmt: skip

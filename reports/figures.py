@@ -56,6 +56,12 @@ class Look(NamedTuple):
         return f"<b>{self.key}</b>  {self.label}"
 
 
+START_LOOKS = {
+    "theta_0": Look("theta_0", "θ₀, the aligned start", INK, "diamond", False, False),
+    "theta_base": Look("theta_base", "θ_base, before alignment", "#6b7280", "x", False, False),
+}
+
+
 def looks(analysis: dict[str, Any]) -> dict[str, Look]:
     """Give each arm its colour and symbol, in the order of the table.
 

@@ -22,6 +22,7 @@ from geomsafe.reports.figures import (
     styled,
     whiskers,
 )
+from geomsafe.reports.wording import with_arrow
 
 SIDE_BY_SIDE = ("gold_asr", "over_refusal", "utility", "retained")
 
@@ -84,8 +85,8 @@ def rates_figure(analysis: dict[str, Any]) -> Figure:
         "title": "Attack success, over-refusal and utility",
         "how": (
             "One row an arm, pooled over seeds; bars end at the rate, whiskers are 95 % intervals by cluster of "
-            "prompts, ticks the single seeds' least and largest. The dotted line is θ₀. Left is better in the first "
-            "two, right in the others."
+            "prompts, ticks the single seeds' least and largest. The dotted line is θ₀. ↓ = less is better, ↑ = more "
+            "is better."
         ),
         "limitation": "Intervals are over prompts, given these seeds; they do not cover other seeds, tasks or models.",
         "tables": ["arms", "suites"],
@@ -93,7 +94,7 @@ def rates_figure(analysis: dict[str, Any]) -> Figure:
     if not rows:
         return Figure(**frame, plot=None, missing="not run: no weight set was scored")
     found = looks(analysis)
-    plot, height = panels([COLUMNS[key].title for key in keys], 4, 60 + 30 * len(rows))
+    plot, height = panels([with_arrow(COLUMNS[key].title, COLUMNS[key].better) for key in keys], 4, 60 + 30 * len(rows))
     names = [_row_name(row, found) for row in rows]
     for index, key in enumerate(keys):
         place = cell(index, 4)

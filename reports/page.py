@@ -12,10 +12,14 @@ from plotly.offline import get_plotlyjs
 
 from geomsafe.records import write_atomic
 from geomsafe.reports import wording
-from geomsafe.reports.figures import Figure, looks
+from geomsafe.reports.browser import packed
+from geomsafe.reports.figures import START_LOOKS, Figure, looks
+from geomsafe.reports.figures_attacks import attack_figure
+from geomsafe.reports.figures_categories import category_figures
 from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
+from geomsafe.reports.figures_judges import kappa_figure
 from geomsafe.reports.figures_shallow import shallow_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
@@ -28,9 +32,12 @@ from geomsafe.reports.figures_subspaces import (
     turn_figure,
 )
 from geomsafe.reports.figures_training import displacement_figure, training_figure
+from geomsafe.reports.judging import other_judges
 from geomsafe.reports.sweep_page import narrowed, sweep_context, swept_arms, with_names
+from geomsafe.reports.visible import visible
 
 MOST_ROWS = 8
+SCRIPTS = ("report.js", "completions.js")
 
 
 def write_page(analysis: dict[str, Any], out: Path) -> Path:
@@ -72,6 +79,7 @@ def render(analysis: dict[str, Any]) -> str:
         "points_interval": wording.points_interval,
         "number": wording.number,
         "plural": wording.plural,
+        "visible": visible,
         "embedded": _embedded,
     }
     first_rows = first_screen(analysis)
@@ -89,12 +97,15 @@ def render(analysis: dict[str, Any]) -> str:
         tables=analysis["tables"],
         figures={figure.id: figure for figure in (*figures, *sweep["sweep_figures"])},
         first_rows=first_rows,
+        other_judges=other_judges(analysis["tables"]["judges"]["rows"]),
         looks=looks(drawn),
+        arrows=wording.ARROWS,
         carried=carried,
+        packed_completions=_browsed(analysis),
         columns={column["key"]: column for one in analysis["tables"].values() for column in one["columns"]},
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         style=Markup(loader.get_source(environment, "report.css")[0]),
-        script=Markup(loader.get_source(environment, "report.js")[0]),
+        script=Markup("".join(loader.get_source(environment, name)[0] for name in SCRIPTS)),
         **sweep,
     )
 
@@ -111,6 +122,8 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
     return [
         drift_figure(analysis),
         rates_figure(analysis),
+        attack_figure(analysis),
+        *category_figures(analysis),
         distance_figure(analysis),
         cosine_figure(analysis),
         cosine_figure(analysis, "preconditioned"),
@@ -128,6 +141,7 @@ def run_figures(analysis: dict[str, Any]) -> list[Figure]:
         training_figure(analysis),
         displacement_figure(analysis),
         shallow_figure(analysis),
+        kappa_figure(analysis),
     ]
 
 
@@ -154,6 +168,16 @@ def first_screen(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     chosen = {row["key"]: None for row in ranked if row["key"] not in repeats}
     kept = set(list(chosen)[:MOST_ROWS])
     return [row for row in rows if row["key"] in kept]
+
+
+def _browsed(analysis: dict[str, Any]) -> dict[str, Any]:
+    # Colours and names are those of the table and the figures.
+    known = START_LOOKS | looks(analysis)
+    return {
+        **packed(analysis["completions"]["rows"]),
+        "colours": {key: look.colour for key, look in known.items()},
+        "names": {key: look.label if key in START_LOOKS else f"{key} {look.label}" for key, look in known.items()},
+    }
 
 
 def _columnar(table: dict[str, Any]) -> dict[str, Any]:

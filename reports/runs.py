@@ -13,6 +13,8 @@ from geomsafe.records import Evaluation, RunRecord, read_jsonl, read_record
 from geomsafe.reports.answers import Answers, read_answers
 from geomsafe.reports.captures import Capture, read_capture
 
+DIRECT = "direct"
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -56,8 +58,26 @@ class RunData:
         return PairedRun(id, self.seed, self.record.config, self.methods, tuple(sorted(weights)))
 
     def evaluations(self, weights: str, kind: str) -> list[Evaluation]:
-        """Return the evaluations of a weight set on suites of a kind, in the order of the record."""
-        return [one for one in self.record.evaluations if one.weights == weights and one.kind == kind]
+        """Return the evaluations of a weight set on suites of a kind whose prompts were put as they are.
+
+        Those under an attack are never among them, so that no rate mixes attacks: see `attacked`.
+
+        Args:
+            weights: name of the weight set.
+            kind: of the suites.
+
+        Returns:
+            The evaluations, in the order of the record.
+        """
+        return [
+            one
+            for one in self.record.evaluations
+            if (one.weights, one.kind) == (weights, kind) and one.attack == DIRECT
+        ]
+
+    def attacked(self, weights: str) -> list[Evaluation]:
+        """Return the evaluations of a weight set under attacks, in the order of the record."""
+        return [one for one in self.record.evaluations if one.weights == weights and one.attack != DIRECT]
 
     def completions(self, weights: str, suite: str) -> list[dict[str, Any]]:
         """Return the answers of one evaluation with their text, read now; empty where it was not run."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomsafe.reports.sweep_markdown import sweep_cells
-from geomsafe.reports.wording import number, percent, percent_interval, points, points_interval
+from geomsafe.reports.sweep_markdown import heading, rate_cell, sweep_cells
+from geomsafe.reports.wording import number, points, points_interval
 
 
 def summary_table(analysis: dict[str, Any]) -> list[dict[str, str]]:
@@ -21,41 +21,34 @@ def summary_table(analysis: dict[str, Any]) -> list[dict[str, str]]:
         return _sweep_summary(analysis)
     primary = analysis["scope"]["primary"]
     other = "keyword_asr" if primary == "gold_asr" else "gold_asr"
-    titles = {"gold_asr": "gold ASR", "keyword_asr": "keyword ASR"}
-    rows = []
-    for row in analysis["tables"]["arms"]["rows"]:
-        control = row["control"]
-        rows.append({
-            "": row["key"],
-            "arm": row["arm"],
-            titles[primary]: " ".join([
-                percent(row[primary]),
-                percent_interval(row[f"{primary}_low"], row[f"{primary}_high"]),
-            ]).strip(),
-            titles[other]: percent(row[other]),
-            "over-refusal": percent(row["over_refusal"]),
-            "utility": percent(row["utility"]),
-            "retained": percent(row["retained"]),
+    return [
+        {"": row["key"], "arm": row["arm"]}
+        | {heading(key): rate_cell(row, key) for key in (primary, other, "over_refusal", "utility", "retained")}
+        | {
             "distance": number(row["relative_distance"]),
-            "minus control": " ".join([
-                f"{points(row['difference'])} ({control})" if control and row["difference"] is not None else "–",
+            heading("difference", "minus control"): " ".join([
+                f"{points(row['difference'])} ({row['control']})"
+                if row["control"] and row["difference"] is not None
+                else "–",
                 points_interval(row["difference_low"], row["difference_high"]),
             ]).strip(),
             "verdict": row["word"] or "–",
-        })
-    return rows
+        }
+        for row in analysis["tables"]["arms"]["rows"]
+    ]
 
 
 def _sweep_summary(analysis: dict[str, Any]) -> list[dict[str, str]]:
     sweep = analysis["sweep"]
     several = len(sweep["conditions"]) > 1
-    wanted = ("arm", "gold ASR", "keyword ASR", "utility", "incoherence", "distance", "minus control", "verdict")
+    left_out = {heading(key) for key in ("sham_loss", "over_refusal", "retained", "answer_incoherence")}
+    left_out |= {"KL", heading("radial_difference", "minus radial")}
     rows = []
     for row in analysis["tables"]["sweep"]["rows"]:
-        cells = sweep_cells(row, sweep["primary"])
+        cells = sweep_cells(row)
         rows.append(
             {"": row["key"]}
             | ({"condition": row["condition"]} if several else {})
-            | {title: cells[title] for title in wanted}
+            | {title: text for title, text in cells.items() if title not in left_out}
         )
     return rows

@@ -9,7 +9,7 @@ from typing import Any
 from geomsafe.analyses.rates import Difference
 from geomsafe.analyses.tradeoffs import pareto_front
 from geomsafe.reports.columns import MEASURES as MEASURE_COLUMNS
-from geomsafe.reports.scores import MEASURES, pooled_rate, rate_columns, share
+from geomsafe.reports.scores import MEASURES, pooled_rate, rate_columns, share, total_answered
 from geomsafe.reports.sweep_arms import Sweep, SweepArm
 from geomsafe.reports.sweep_contrasts import SweepContrast
 from geomsafe.reports.sweep_matched import RADIAL
@@ -20,7 +20,7 @@ INCOHERENT = 0.05
 
 SWEEP = [
     "condition", "key", "arm", "family", "weights", "seeds", "n", "clusters",
-    *(f"{key}{part}" for key in MEASURE_COLUMNS for part in ("", "_low", "_high", "_min", "_max")),
+    *(f"{key}{part}" for key in MEASURE_COLUMNS for part in ("", "_low", "_high", "_min", "_max")), "answered",
     "distance", "relative_distance", *DRIFTS,
     "control", "difference", "difference_low", "difference_high", "p_value", "seeds_p", "detectable", "interval",
     "baseline_difference", "baseline_low", "baseline_high",
@@ -81,6 +81,7 @@ def _row(sweep: Sweep, key: str, contrast: SweepContrast, radial: Mapping[str, A
         row |= rate_columns(name, found, groups)
         if name == sweep.primary.key and found is not None:
             row |= {"n": found.n, "clusters": found.clusters}
+    row["answered"] = total_answered((place.run, place.weights) for place in arm.places.values())
     own = contrast.difference
     if own is not None:
         row |= {"p_value": own.p_value, "detectable": own.detectable, "interval": own.interval}

@@ -7,6 +7,7 @@ from typing import Any
 
 from geomsafe.analyses import drift, pairing
 from geomsafe.reports.arms import Study
+from geomsafe.reports.judging import GOLD, KEYWORDS
 from geomsafe.reports.wording import plural
 
 Light = dict[str, str]
@@ -152,7 +153,8 @@ def _proxy_of_probes(study: Study, tables: dict[str, Any], title: str) -> Light:
 
 def _judges(rows: Sequence[dict[str, Any]]) -> Light:
     title = "Keyword against gold judge"
-    found = next((row for row in rows if row["key"] == "all"), None)
+    pair = ("all", GOLD, KEYWORDS)
+    found = next((row for row in rows if (row["key"], row["first"], row["second"]) == pair), None)
     if found is None or found["kappa"] is None:
         why = "not run: no gold verdict" if found is None else "undefined: both judges are constant"
         return _light("judges", title, "grey", why, "judges")

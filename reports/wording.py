@@ -4,6 +4,7 @@ from __future__ import annotations
 
 NOT_RUN = "not run"
 UNDEFINED = "undefined"
+ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 def percent(value: float | None, missing: str = NOT_RUN) -> str:
@@ -43,6 +44,11 @@ def number(value: float | int | bool | str | None, missing: str = "–") -> str:
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:.4g}".replace("-", "−")
+
+
+def with_arrow(title: str, better: str) -> str:
+    """Return a column's title with its good direction: "utility", "higher" -> "utility ↑"."""
+    return f"{title} {ARROWS[better]}" if better else title
 
 
 def plural(count: int, noun: str) -> str:

@@ -92,10 +92,10 @@ def _sweep() -> list[dict[str, Any]]:
             end = _end(arm, condition)
             row: dict[str, Any] = {
                 "condition": condition, "key": str(len(rows) + 1), "arm": arm, "family": family, "weights": weights,
-                "seeds": 3, "n": 360, "clusters": 40,
+                "seeds": 3, "n": 360, "clusters": 40, "answered": 0,
             }  # fmt: skip
             for key in ("gold_asr", "keyword_asr", "over_refusal", "utility", "retained", "incoherence", "sham_loss",
-                        "validation"):  # fmt: skip
+                        "answer_incoherence", "validation"):  # fmt: skip
                 value = end.get(key, {"over_refusal": 0.06, "validation": end["utility"]}.get(key))
                 reach = None if value is None else 0.04
                 row |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
-from synthetic_runs import HOSTILE, write_study
+from synthetic_runs import ATTACKS, HOSTILE, Spec, write_run, write_study
 from synthetic_sweeps import write_sweep_folder
 
 from geomsafe.reports import analyze
@@ -26,9 +27,9 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed"
 )
 FIGURES = [
-    "drift", "rates", "distances", "cosines", "cosines-preconditioned", "cosines-kinds", "spectra", "excess",
-    "rarefaction", "overlaps", "left-overlaps", "turns", "shares", "shares-steps", "singles", "singles-left", "probes",
-    "training", "shallow",
+    "drift", "rates", "attacks", "categories-harmful", "categories-look-alike", "distances", "cosines",
+    "cosines-preconditioned", "cosines-kinds", "spectra", "excess", "rarefaction", "overlaps", "left-overlaps", "turns",
+    "shares", "shares-steps", "singles", "singles-left", "probes", "training", "shallow", "kappas",
 ]  # fmt: skip
 
 SWEEP_FIGURES = ["pareto", "sweep-curves", "matched", "sham-twin", "tuning", "settings", "effects"]
@@ -93,7 +94,7 @@ def open_page(page: Path, profile: Path) -> str:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("browser")
-    page = analyze(write_study(folder / "runs", seeds=(0, 1), prompts=30, schema=2), folder / "report")
+    page = analyze(write_study(folder / "runs", (0, 1), 30, schema=2, attacks=ATTACKS), folder / "report")
     return page, json.loads((folder / "report" / "analysis.json").read_text(encoding="utf-8"))
 
 
@@ -108,7 +109,11 @@ def lookup(analysis: dict[str, Any], key: str) -> Any:
     """Return the value that a data-key names: table/row[/more row keys]/column."""
     table, *row_key, column = key.split("/")
     rows = analysis["tables"][table]["rows"]
-    names = ["key"] if len(row_key) == 1 else ["key", "step", "set"]
+    names = {
+        "ranks": ["key", "step", "set"],
+        "attacks": ["key", "suite"],
+        "judges": ["key", "first", "second"],
+    }.get(table, ["key"])
     return next(row[column] for row in rows if [str(row[name]) for name in names] == row_key)
 
 
@@ -118,7 +123,7 @@ def disagreements(page: Page, analysis: dict[str, Any]) -> list[str]:
     for key, value, text in page.cells:
         wanted = lookup(analysis, key)
         if wanted is None or value is None:
-            if (wanted is None) != (value is None) or not re.match(r"not run|undefined|–", text.strip()):
+            if (wanted is None) != (value is None) or not re.match(r"not run|no answers|undefined|–", text.strip()):
                 wrong.append(f"{key}: page {value!r} '{text}', record {wanted!r}")
         elif isinstance(wanted, str):
             if value != wanted:
@@ -240,7 +245,11 @@ def test_the_page_of_a_sweep_is_bounded(sweep_report: tuple[Path, dict[str, Any]
     """A few answers a prompt, a few arms in the figures of single runs, each sweep's arm once in its table."""
     page, analysis = sweep_report
     assert len(analysis["scope"]["arms"]) > 40
-    assert max(len(entry["answers"]) for entry in analysis["completions"]) == MOST_ARMS + 1
+    held = analysis["completions"]
+    assert held["shown_arms"] == MOST_ARMS < held["arms"] and f"{MOST_ARMS} of {held['arms']} arms are in it" in (
+        page.read_text(encoding="utf-8")
+    )
+    assert len({row["key"] for row in held["rows"]}) == MOST_ARMS + 1
     text = page.read_text(encoding="utf-8")
     drift = json.loads(re.findall(r'id="spec-drift">(.*?)</script>', text)[0])
     assert 0 < len({trace.get("legendgroup") for trace in drift["data"]} - {None}) <= 7
@@ -254,15 +263,129 @@ def test_the_page_is_self_contained_and_model_text_is_inert(report: tuple[Path, 
     text = report[0].read_text(encoding="utf-8")
     assert HOSTILE not in text
     assert "&lt;script&gt;document.title" in text
-    assert text.count("<script>") == 2 and text.count("plotly.js v") == 1
+    assert (
+        text.count("<script>") == 2
+        and text.count("</script>") == text.count("<script")
+        and text.count("plotly.js v") == 1
+    )
     markup = re.sub(r"<script\b.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r'(?:src|href)\s*=\s*"(?!#|data:)', markup)
     assert "default-src 'none'" in text
 
 
-def test_compliance_with_harm_is_folded_away(report: tuple[Path, dict[str, Any]]) -> None:
-    folded = [answer for entry in report[1]["completions"] for answer in entry["answers"] if answer["folded"]]
-    assert folded
-    text = report[0].read_text(encoding="utf-8")
-    assert text.count('<details class="fold">') == len(folded)
-    assert '<details class="fold" open' not in text
+BROWSE = """<script>
+document.addEventListener("DOMContentLoaded", async () => {
+  while (!document.body.dataset.ready) await new Promise((resolve) => setTimeout(resolve, 50));
+  const form = document.getElementById("filters"), steps = %s, seen = [];
+  for (const step of steps) {
+    form.reset();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    for (const [name, value] of Object.entries(step)) {
+      const field = form.elements[name];
+      if (field.type === "checkbox") field.checked = value; else field.value = value;
+    }
+    form.dispatchEvent(new Event("input"));
+    while (!document.getElementById("more").hidden) document.getElementById("more").click();
+    const list = document.getElementById("answers");
+    seen.push({
+      found: document.getElementById("found").textContent,
+      rows: list.querySelectorAll("table.answers > tbody > tr").length,
+      folds: list.querySelectorAll("details.fold").length,
+      open: list.querySelectorAll("details[open]").length,
+      openings: [...list.querySelectorAll(".opening")].map((one) => one.textContent),
+      markup: list.querySelectorAll("script, b b, i, a, img").length,
+      text: list.textContent,
+    });
+  }
+  const found = document.createElement("pre");
+  found.id = "browsed"; found.textContent = JSON.stringify(seen);
+  document.body.append(found);
+});
+</script></body>"""
+
+
+def browse(page: Path, folder: Path, steps: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the document and what the list of answers shows under each setting of the filters."""
+    hooked = folder / "browsed.html"
+    script = BROWSE % json.dumps(steps)
+    hooked.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    text = open_page(hooked, folder / "profile")
+    found = re.findall(r'<pre id="browsed">(.*?)</pre>', text, flags=re.DOTALL)
+    return text, json.loads(html.unescape(found[0]))
+
+
+@needs_browser
+def test_answers_can_be_filtered(report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    rows = report[1]["completions"]["rows"]
+    steps: list[dict[str, Any]] = [
+        {},
+        {"key": "A"},
+        {"suite": "harmful"},
+        {"attack": "prefill:1"},
+        {"verdict": json.dumps(["gold", "incoherent"], separators=(",", ":"))},
+        {"disagree": True},
+        {"text": "THING 7?"},
+        {"key": "C", "suite": "look-alike", "text": "ladder"},
+        {"text": "in another guise"},
+        {"text": "nobody said this"},
+    ]
+    wanted = [
+        rows,
+        [row for row in rows if row["key"] == "A"],
+        [row for row in rows if row["suite"] == "harmful"],
+        [row for row in rows if row["attack"] == "prefill:1"],
+        [row for row in rows if row["verdicts"].get("gold", {}).get("value") == "incoherent"],
+        [row for row in rows if row["disagree"]],
+        [row for row in rows if "thing 7?" in row["prompt"]],
+        [row for row in rows if (row["key"], row["suite"]) == ("C", "look-alike") and "ladder" in row["completion"]],
+        [row for row in rows if "in another guise" in (row["asked"] or "")],
+        [],
+    ]
+    text, seen = browse(report[0], tmp_path, steps)
+    assert Page(text).errors == "0"
+    for step, shown, expected in zip(steps, seen, wanted, strict=True):
+        assert shown["found"].startswith(f"{len(expected)} of {len(rows)} answers match"), step
+        assert shown["rows"] == len(expected), step
+        assert shown["folds"] == sum(row["folded"] for row in expected) and shown["open"] == 0, step
+        assert len(shown["openings"]) == sum(row["opening"] is not None for row in expected), step
+    assert all(expected for expected in wanted[:-1]) and len({len(expected) for expected in wanted}) > 5
+
+
+@needs_browser
+def test_what_a_model_says_is_shown_and_never_obeyed(tmp_path: Path) -> None:
+    """Markup, scripts, escape sequences, overrides, NUL and lone surrogates, each in prompt, answer and verdict."""
+    hostile = {
+        "<b><i>bold</i></b>": "<b><i>bold</i></b>",
+        "</script><script>document.title = 'owned'</script>": "</script><script>document.title = 'owned'</script>",
+        "<img src=x onerror=\"document.title='owned'\">": "<img src=x onerror=\"document.title='owned'\">",
+        "\x1b[31mred\x1b[0m": "⟨ESC⟩[31mred⟨ESC⟩[0m",
+        "safe\u202eevil\u2066\u200b": "safe⟨U+202E⟩evil⟨U+2066⟩⟨U+200B⟩",
+        "nul\x00bell\x07": "nul⟨NUL⟩bell⟨BEL⟩",
+        "half \ud83d of a pair": "half ⟨U+D83D⟩ of a pair",
+        "<!-- <script>": "<!-- <script>",
+        "{{ 7 * 7 }} ${7 * 7}": "{{ 7 * 7 }} ${7 * 7}",
+    }
+    run = write_run(tmp_path, Spec("one", prompts=12))
+    path = run / "evaluations" / "final--harmful.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row, text in zip(rows, hostile, strict=False):
+        row |= {"prompt": f"Q {text}", "completion": f"A {text}", "asked": f"P {text}", "opening": "A "}
+        row["verdicts"][f"judge {text}"] = {"value": "compliance", "rule": f"R {text}", "score": 0.25}
+    # A lone surrogate survives in JSON as an escape only.
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = analyze([run], tmp_path / "report")
+    text, (shown,) = browse(page, tmp_path, [{"key": "A", "suite": "harmful"}])
+    assert Page(text).errors == "0" and Page(text).title.startswith("geomsafe report")
+    assert shown["markup"] == 0 and shown["rows"] == 12
+    for one in hostile.values():
+        assert all(f"{letter} {one}" in shown["text"] for letter in "QPR"), one
+        assert f"A {one}" in shown["text"], one
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown["text"])
+    assert set(shown["openings"]) == {"A "}
+    assert "the marked opening was given by the attack" in shown["text"] and "score 0.25" in shown["text"]
+    # Negative control: the same page that takes prompts for markup is caught.
+    careless = page.read_text(encoding="utf-8").replace("textContent: first.prompt", "innerHTML: first.prompt")
+    assert careless != page.read_text(encoding="utf-8")
+    page.write_text(careless, encoding="utf-8")
+    _, (shown,) = browse(page, tmp_path, [{"key": "A", "suite": "harmful"}])
+    assert shown["markup"] > 0

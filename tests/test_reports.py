@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from geomsafe.errors import RecordError
 from geomsafe.records import Failure, Measurement, read_record, write_record
 from geomsafe.reports import analyze, summary_table, wording
 from geomsafe.reports.collect import collect
-from geomsafe.reports.columns import table
+from geomsafe.reports.columns import MEASURES, table
 from geomsafe.reports.page import first_screen
 
 SHADOW, FEEDBACK = "ema:eta=0.25,mode=shadow", "ema:eta=0.25,mode=feedback"
@@ -198,8 +199,9 @@ def test_without_a_gold_verdict_keywords_are_primary_and_gold_says_not_run(tmp_p
     assert analysis["scope"]["primary"] == "keyword_asr"
     row = analysis["tables"]["arms"]["rows"][1]
     assert row["gold_asr"] is None and row["incoherence"] is None and row["keyword_asr"] is not None
-    assert summary_table(analysis)[1]["gold ASR"] == "not run"
-    assert analysis["tables"]["judges"]["rows"] == []
+    assert summary_table(analysis)[1]["gold ASR ↓"] == "not run"
+    judges = {row[place] for row in analysis["tables"]["judges"]["rows"] for place in ("first", "second")}
+    assert judges == {"keyword-29", "keyword-19", "keyword-29+coherence"}
     assert "keyword ASR" in analysis["verdict"]["sentence"].replace("Keyword", "keyword")
 
 
@@ -257,6 +259,30 @@ def test_summary_has_a_row_an_arm_and_text_only(study: tuple[list[Path], dict[st
     assert len(rows) == len(study[1]["tables"]["arms"]["rows"])
     assert all(isinstance(value, str) for row in rows for value in row.values())
     assert len({tuple(row) for row in rows}) == 1
+
+
+def test_every_rate_has_an_interval_and_every_header_its_good_direction(
+    study: tuple[list[Path], dict[str, Any], Path],
+) -> None:
+    """In the table of the terminal and in that of the page, where a screen reader hears it in words."""
+    row = summary_table(study[1])[1]
+    for title in ("gold ASR ↓", "keyword ASR ↓", "over-refusal ↓", "utility ↑", "retained ↑"):
+        assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\]", row[title]), row[title]
+    assert "minus control ↓" in row
+    page = (study[2] / "report.html").read_text(encoding="utf-8")
+    table = page[page.index('id="arms"') : page.index('id="trust"')]
+    heads = re.findall(
+        r'<th scope="col".*?>([^<]*?)&nbsp;<abbr [^>]*aria-label="(\w+) is better"[^>]*>(.)</abbr>', table
+    )
+    lower = ["gold ASR", "keyword ASR", "over-refusal", "incoherence", "incoherent of answers", "minus control"]
+    assert heads == [
+        *((title, "lower", "↓") for title in lower[:3]),
+        *((title, "higher", "↑") for title in ("utility", "retained")),
+        *((title, "lower", "↓") for title in lower[3:]),
+    ]
+    cells = re.findall(r'data-key="arms/(\w+)/(\w+)" data-value="[^"]*">[^<]* %(.*?)</td>', table)
+    rates = [shown for _, key, shown in cells if key in MEASURES]
+    assert len(rates) > 20 and all(re.match(r"<small>\[[\d.]+, [\d.]+\]", shown) for shown in rates)
 
 
 def test_tables_refuse_columns_without_a_definition() -> None:

@@ -24,7 +24,7 @@ from geomsafe.reports import summary_table
 from geomsafe.reports.answers import read_answers
 from geomsafe.reports.collect import collect
 from geomsafe.reports.sweep_markdown import sweep_markdown
-from geomsafe.reports.wording import percent, points
+from geomsafe.reports.wording import percent, percent_interval, points
 
 BENIGN, HARMFUL = synthetic_sweeps.CONDITIONS
 COMPLIANCE = {"correct_compliance", "wrong_compliance"}
@@ -396,6 +396,10 @@ def test_markdown_says_what_the_tables_say(sweep: tuple[Path, dict[str, Any], Pa
     shown = next(line for line in lines if line.startswith("| ema-shadow |"))
     for text in (percent(row["gold_asr"]), percent(row["utility"]), points(row["radial_difference"]), row["word"]):
         assert text in shown
+    for key in ("gold_asr", "keyword_asr", "over_refusal", "utility", "retained", "incoherence"):
+        assert f"{percent(row[key])} {percent_interval(row[f'{key}_low'], row[f'{key}_high'])} |" in shown
+    titles = next(line for line in lines if line.startswith("| arm |"))
+    assert "| gold ASR ↓ |" in titles and "| utility ↑ |" in titles and "| KL |" in titles
     assert len({line.count(" | ") for line in lines if line.startswith("| ")}) == 1
     matched = (out / "tables" / "matched.md").read_text(encoding="utf-8").splitlines()
     assert matched[0] == lines[0]
@@ -482,13 +486,19 @@ def test_answers_are_read_without_their_text(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     rows: list[dict[str, Any]] = [
         {"id": "a", "cluster": "x", "completion": "long", "verdicts": {"gold": {"value": "refusal"}}},
-        {"id": "b", "cluster": "x", "verdicts": {"gold": None, "late": {"value": "compliance"}}},
+        {
+            "id": "b",
+            "cluster": "x",
+            "tags": {"type": "homonyms", "focus": "kill"},
+            "verdicts": {"gold": None, "late": {"value": "compliance"}},
+        },
         {"id": "c", "cluster": "y", "verdicts": {}},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = read_answers(path)
     assert (found.ids, found.clusters) == (("a", "b", "c"), ("x", "x", "y"))
     assert found.verdicts == {"gold": ("refusal", None, None), "late": (None, "compliance", None)}
+    assert found.tags == {"type": (None, "homonyms", None)}
     assert "long" not in repr(found)
     path.write_text(json.dumps(rows[0]) + '\n{"id": "b"}\n', encoding="utf-8")
     with pytest.raises(RecordError, match="line 2 is no judged answer"):

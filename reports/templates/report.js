@@ -39,6 +39,7 @@ async function picture(figure, format) {
 }
 
 document.addEventListener("DOMContentLoaded", async () => {
+  browse();
   for (const plot of document.querySelectorAll(".plot")) {
     const spec = read(`spec-${plot.dataset.id}`);
     await Plotly.newPlot(plot, spec.data, spec.layout, { responsive: true, displayModeBar: false });
