@@ -29,7 +29,7 @@ needs_browser = pytest.mark.skipif(
 FIGURES = [
     "drift", "rates", "attacks", "categories-harmful", "categories-look-alike", "distances", "cosines",
     "cosines-preconditioned", "cosines-kinds", "spectra", "excess", "rarefaction", "overlaps", "left-overlaps", "turns",
-    "shares", "shares-steps", "singles", "singles-left", "probes", "training", "shallow", "kappas",
+    "shares", "shares-steps", "singles", "singles-left", "probes", "training", "kappas",
 ]  # fmt: skip
 
 SWEEP_FIGURES = ["pareto", "sweep-curves", "matched", "sham-twin", "tuning", "settings", "effects"]

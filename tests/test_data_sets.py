@@ -375,3 +375,11 @@ def test_hub_errors_are_one_line(error: str, said: str, monkeypatch: pytest.Monk
     with pytest.raises(DataError) as caught:
         load_prompts("advbench")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_half_a_character_is_refused_with_its_place(tmp_path: Path) -> None:
+    """No file could hold it: better now than after hours of answers."""
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"prompt": "a", "category": "x"}\n{"prompt": "b", "category": "\\ud800"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="half of a surrogate pair"):
+        load_prompts(str(path))

@@ -101,6 +101,8 @@ def test_judges_in_their_order(world: World) -> None:
     named = [judge.name for judge in make_judges("retained", world, ["keyword-12"])]
     assert named == ["keyword-12", "gold", "oracle", "exact-match", "f1"]
     assert [judge.name for judge in make_judges("harmful", world, [])] == ["gold", "oracle"]
+    with pytest.raises(ConfigError, match="judge 'gold' has the name of one that geomsafe brings"):
+        make_judges("harmful", named=[{"name": "gold", "strings": ["no"]}])
     with pytest.raises(ConfigError, match="two judges are named 'keyword-12'"):
         make_judges("harmful", named=["keyword-12", "keyword-12"])
     with pytest.raises(ConfigError, match="keyword judge 'keyword-30' is unknown: choose from keyword-29"):

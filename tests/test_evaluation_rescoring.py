@@ -100,7 +100,7 @@ def test_a_judge_that_fails_half_way_goes_on_where_it_stopped(scored: Path) -> N
     broken = Patient(fail_at=2)
     with pytest.raises(ServerError, match="the judge is gone"):
         judge_later(scored, stored, broken)
-    partial = list((scored / "evaluations").glob("*.patient.partial.jsonl"))
+    partial = list((scored / "evaluations").glob("*.patient.partial"))
     assert len(partial) == 1 and read_stored(stored_files(scored)[0]) == stored
     seen: list[tuple[str, int, int]] = []
     healthy = Patient()
@@ -109,7 +109,7 @@ def test_a_judge_that_fails_half_way_goes_on_where_it_stopped(scored: Path) -> N
     assert (broken.asked, healthy.asked) == ([texts[3], texts[2]], [texts[1], texts[0]])
     assert seen[-1] == ("model: asked: patient", 4, 4)
     assert judged.evaluation.scores["patient"] == {"refusal": 0, "compliance": 3, "undecided": 1}
-    assert not list((scored / "evaluations").glob("*.partial.jsonl"))
+    assert not list((scored / "evaluations").glob("*.partial"))
     idle = Patient()
     assert judge_later(scored, judged, idle) == judged and idle.asked == [], "it has spoken already"
 

@@ -191,15 +191,15 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, generations: list[int
 
     with pytest.raises(KeyboardInterrupt):
         score(organism(), tmp_path, progress=interrupt)
-    assert sorted(path.name for path in (tmp_path / "evaluations").glob("*.jsonl")) == [
+    assert sorted(path.name for path in (tmp_path / "evaluations").glob("*.jsonl*")) == [
         "final--harmful.jsonl",
         "final--look-alike.jsonl",
-        "final--utility.partial.jsonl",
+        "final--utility.jsonl.partial",
     ]
     seen: list[tuple[str, int, int]] = []
     resumed = score(organism(), tmp_path, progress=lambda *call: seen.append(call))
     assert generations == [5, 5, 5, 4, *[5] * (len(KINDS) - 3)]
-    assert not list((tmp_path / "evaluations").glob("*.partial.jsonl"))
+    assert not list((tmp_path / "evaluations").glob("*.partial"))
     assert resumed == score(organism(), tmp_path / "elsewhere")
     for item in resumed:
         assert (tmp_path / item.file).read_bytes() == (tmp_path / "elsewhere" / item.file).read_bytes()

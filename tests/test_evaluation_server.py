@@ -239,6 +239,7 @@ def test_the_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     ("url", "settings", "words"),
     [
         ("localhost:8000", {}, "is no http address"),
+        ("http://localhost:80a/v1", {}, "is no http address"),
         ("http://", {}, "is no http address"),
         ("http://a/v1", {"timeout": 0}, "must be positive"),
         ("http://a/v1", {"concurrency": 0}, "must be positive"),

@@ -95,6 +95,12 @@ def test_elsewhere_the_run_is_left_as_it_is(run: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "elsewhere" / "evaluations").glob("*.jsonl"))) == 2
 
 
+def test_two_models_of_one_last_name_do_not_share_a_folder() -> None:
+    assert default_out("organism") == Path("runs/evaluate-organism")
+    assert default_out("a/model") != default_out("b/model")
+    assert default_out("a/model").name.startswith("evaluate-model-")
+
+
 def test_what_training_scored_is_not_generated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved folder has the identity of the model in memory that it was saved from."""
     record = read_record(run)
@@ -150,7 +156,7 @@ def test_errors_name_the_remedy(run: Path, tmp_path: Path, prompts: str) -> None
 
 def test_where_evaluations_go(run: Path, tmp_path: Path, prompts: str) -> None:
     assert default_out(run) == run
-    assert default_out("org/My model") == Path("runs/evaluate-My-model")
+    assert default_out("My model") == Path("runs/evaluate-My-model")
     model = tiny_folder(tmp_path)
     (item,) = evaluate(model, [prompts], **SHORT)
     assert (tmp_path / "runs" / f"evaluate-{model.name}" / item.file).is_file()

@@ -75,7 +75,7 @@ def test_presets_are_whole(name: str, organism: bool) -> None:
         ("sets: [advbench]\njudges: [keyword-30]", "keyword judge 'keyword-30' is unknown"),
         ("sets: [advbench]\njudges: [{name: x, type: magic, model: y}]", "field 'type' is 'magic'"),
         ("sets: [advbench]\ntemprature: 1", "temprature: Extra inputs are not permitted"),
-        ("sets: [{source: advbench, limit: 0}]", r"sets.0.limit: .* \(given: 0\)"),
+        ("sets: [{source: advbench, limit: 0}]", "sets.0.limit: Input should be greater than or equal to 1"),
         ("sets: [{source: 'xstest:safe', attacks: ['prefill:2']}]", "is look-alike: attacks are for harmful sets"),
         ("sets: [advbench]\ntemperature: 0\ntop_p: 0.5", "top_p 0.5 means nothing at temperature 0"),
     ],
@@ -83,6 +83,22 @@ def test_presets_are_whole(name: str, organism: bool) -> None:
 def test_what_no_suite_can_say_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_suite(written(tmp_path, text), organism=False)
+
+
+def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_suite(written(tmp_path, "sets: [advbench]\napi_key: sk-SECRET"), organism=False)
+    assert "api_key" in str(error.value) and "SECRET" not in str(error.value)
+
+
+def test_a_long_attack_has_a_short_name(tmp_path: Path, prompts: Path) -> None:
+    """ "x.partial.jsonl" is a set like any other; an attack with a long text has a short name."""
+    text = f"""
+        sets: [{{source: {prompts}, kind: harmful}}]
+        attacks: ["prefill:2:{"Sure, " * 80}"]
+    """
+    (one,) = suites_of(read_suite(written(tmp_path, text), organism=False), None, "m")
+    assert len(one.name) < 80
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -66,9 +66,11 @@ def load_prompts(
         if label is not None and kept.get("label") != label:
             continue
         text, system, reference = _prompt(table, row, layout)
+        _check_writable(table, row, [text, system])
         identity = prompt_id(text, system)
         cluster = as_text(row.values.get(cluster_column)) if cluster_column else None
         wanted = as_text(row.values.get(target_column)) if target_column else None
+        _check_writable(table, row, [reference, wanted, cluster, *kept.values()])
         rows.append(Prompt(identity, text, system, reference, cluster or identity, kept, wanted or None))
         if len(rows) == limit:
             break
@@ -99,6 +101,22 @@ def _clustered(rows: list[Prompt]) -> tuple[list[Prompt], list[str]]:
     return [
         replace(row, cluster=name) if sizes[name] > 1 else row for row, name in zip(rows, found.clusters, strict=True)
     ], [note]
+
+
+def _check_writable(table: Table, row: Row, texts: Sequence[str | None]) -> None:
+    """Refuse text that no UTF-8 file can hold, before hours of work are to be written beside it.
+
+    Raises:
+        DataError: a text has half of a surrogate pair, as JSON can give one.
+    """
+    for text in texts:
+        try:
+            (text or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{table.title} {row.place}: character {error.start + 1} of {text!a:.60} is half of a surrogate pair: "
+                "repair the file's encoding"
+            ) from None
 
 
 def _prompt(table: Table, row: Row, layout: Layout) -> tuple[str, str | None, str | None]:

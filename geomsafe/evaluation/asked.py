@@ -41,6 +41,12 @@ class Asked:
         """Names of the judges that have to be settled for an answer to stop, None where every answer is whole."""
         return None if self.settled is None else [judge.name for judge in self.judges if reads_refusals(judge)]
 
+    @property
+    def stop_rules(self) -> dict[str, Any] | None:
+        """These judges with their rules: what an answer that stopped depends on."""
+        by_name = {judge.name: judge.settings() for judge in self.judges}
+        return None if self.stopping is None else {name: by_name[name] for name in self.stopping}
+
     def describe(self, engine: Engine, weights: str) -> Evaluation:
         """Return the evaluation without scores."""
         settings = engine.settings() | {

@@ -1,6 +1,6 @@
 """Attempts that cost a search are made once: GCG spends minutes on a prompt.
 
-    evaluations/<weights>--<suite>.attempts.jsonl
+    evaluations/<weights>--<suite>.jsonl.attempts
 
 They depend on the weights, so the file is used only while its first line names the same model, prompts and settings.
 """
@@ -47,7 +47,7 @@ def attempts_of(
         "model": model_sha256(loaded.model),
         "template_sha256": loaded.template_sha256,
         "system_prompt": system_prompt,
-        "prompts": [prompt.id for prompt in prompts],
+        "prompts": [[prompt.id, prompt.target, prompt.reference] for prompt in prompts],
         "attack": search.settings(),
     }
     with Journal(path, identity) as journal:

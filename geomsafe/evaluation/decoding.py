@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from geomsafe.data import Conversation, encode
 from geomsafe.errors import DataError
+from geomsafe.evaluation.batching import goes_alone
 from geomsafe.evaluation.choosing import GREEDY, Choosing
 from geomsafe.evaluation.loop import decode_batch, decode_with_generate, plain_model
 from geomsafe.evaluation.memory import release_memory, rows_that_fit
@@ -151,7 +152,9 @@ def complete(
             return
         watch = enough if settled is not None else None
         while pending:
-            size = min(batch_size, rows_that_fit(model, len(prompts_ids[pending[0]]) + max_new_tokens))
+            longest = len(prompts_ids[pending[0]]) + max_new_tokens
+            alone = goes_alone(plain_model(model), longest)
+            size = 1 if alone else min(batch_size, rows_that_fit(model, longest))
             batch = {place: list(prompts_ids[place]) for place in pending[:size]}
             fitted = True
             try:

@@ -74,9 +74,15 @@ def model_sha256(model: Any) -> str:
     }
     acting = [name for name in added if "lora_A" not in name and "lora_embedding_A" not in name]
     if any(bool(added[name].any()) for name in acting):
-        parts += [str(settings) for settings in model.peft_config.values()]
+        parts += [_adapter_settings(settings) for settings in model.peft_config.values()]
         parts += [f"{name} {_tensor_sha256(added[name])}" for name in sorted(added)]
     return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()
+
+
+def _adapter_settings(settings: Any) -> str:
+    # A set prints in another order in every process.
+    known = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
+    return json.dumps(known, sort_keys=True, default=str)
 
 
 def ids_sha256(prompts_ids: Sequence[Sequence[int]]) -> str:

@@ -25,6 +25,9 @@ from geomsafe.world import VERDICTS, Verdict, World
 JudgeSpec = str | Mapping[str, Any]
 """A judge as a suite names it."""
 
+RESERVED = frozenset({"gold", "oracle", "exact-match", "f1", "coherence", "perplexity"})
+"""Names that a judge of the user's own may not have."""
+
 ANSWERED_KINDS = frozenset({"utility", "validation", "retained"})
 """Kinds of prompts whose reference answers are what the model should say."""
 
@@ -168,6 +171,8 @@ def named_judge(spec: JudgeSpec) -> RowJudge | BatchJudge:
             raise ConfigError(f"judge '{spec}': '{second}' is unknown, only '+coherence' stands behind a keyword judge")
         judge = keyword_judge(name)
         return OutcomeJudge(judge) if plus else judge
+    if spec.get("name") in RESERVED:
+        raise ConfigError(f"judge '{spec['name']}' has the name of one that geomsafe brings: choose another")
     return make_model_judge(spec) if "type" in spec else keyword_judge(spec)
 
 

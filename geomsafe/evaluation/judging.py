@@ -14,7 +14,7 @@ from typing import Any
 from geomsafe.errors import ConfigError
 from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.stopping import Settling
-from geomsafe.evaluation.stored import Row, Stored
+from geomsafe.evaluation.stored import Row, Stored, answers_sha256
 from geomsafe.evaluation.verdicts import BatchJudge, Case, Graded, Judged, RowJudge
 
 Judge = RowJudge | BatchJudge
@@ -66,8 +66,8 @@ def judge_later(
     label = f"{evaluation.weights}: {evaluation.suite}: {judge.name}"
     asked = [row["index"] for row in stored.rows if not row["stopped_early"]]
     by_index = {row["index"]: row for row in stored.rows}
-    path = (out / evaluation.file).with_suffix(f".{judge.name.replace(':', '-')}.partial.jsonl")
-    with Journal(path, {"answers": stored.identity, "judge": _deciding(judge.settings())}) as journal:
+    path = out / f"{evaluation.file}.{judge.name.replace(':', '-')}.partial"
+    with Journal(path, {"answers": answers_sha256(stored.rows), "judge": _deciding(judge.settings())}) as journal:
         left = [index for index in asked if index not in journal.entries]
 
         def verdict(place: int, judged: Judged | None) -> None:

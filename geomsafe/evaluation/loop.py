@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer
 
+from geomsafe.errors import ModelError
+from geomsafe.evaluation.batching import may_share_beginnings
 from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.prefill import prefill
 
@@ -39,6 +40,9 @@ def decode_batch(
         numbers: by place, what decides the draws beside the seed.
         enough: asked now and then whether a row may leave before its end.
         ended: called once a row with its place and its generated tokens, end token included.
+
+    Raises:
+        ModelError: logits are NaN or infinite: whatever came out would be no answer.
     """
     device, base = model.device, plain_model(model)
     accepted = inspect.signature(base.forward).parameters
@@ -52,13 +56,15 @@ def decode_batch(
         last: Tensor = out.logits[:, -1]
         return last
 
-    whole = all(type(layer) is DynamicLayer for layer in cache.layers)
-    logits, mask, positions = prefill(list(prompts.values()), forward, cache, share=whole, device=device)
+    share = may_share_beginnings(base)
+    logits, mask, positions = prefill(list(prompts.values()), forward, cache, share=share, device=device)
     stop = torch.tensor(sorted(stops), dtype=torch.long, device=device)
     generated: dict[int, list[int]] = {place: [] for place in prompts}
     alive = list(prompts)
     length, look = 0, _FIRST_LOOK
     while True:
+        if not bool(torch.isfinite(logits.amax())):
+            raise ModelError("the model gives no finite logits: load it in float32 or bfloat16, or check its weights")
         chosen = choosing.choose(logits, [numbers[place] for place in alive], length)
         stopped = torch.isin(chosen, stop).tolist()
         length += 1

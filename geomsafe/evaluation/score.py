@@ -121,7 +121,7 @@ def evaluate_engine(
             usual,
             limit,
             whole_answers,
-            out / "evaluations" / f"{weights}--{suite.name}.attempts.jsonl",
+            out / "evaluations" / f"{weights}--{suite.name}.jsonl.attempts",
             _labelled(progress, f"{weights}: {suite.name}: {suite.attack.name}"),
         )
         for suite in suites
@@ -129,7 +129,7 @@ def evaluate_engine(
     done: list[Scored] = []
     for one in asked:
         report = _labelled(progress, f"{weights}: {one.suite.name}")
-        identity = engine.identity(one.questions) | {"early_stop": one.stopping}
+        identity = engine.identity(one.questions) | {"early_stop": one.stop_rules}
         wanted = one.describe(engine, weights)
         before = _answered(out, wanted, identity)
         if before is not None:
@@ -140,7 +140,7 @@ def evaluate_engine(
             if stored != before:
                 stored.write(out)
         else:
-            with Journal((out / wanted.file).with_suffix(".partial.jsonl"), identity) as journal:
+            with Journal(out / f"{wanted.file}.partial", identity) as journal:
                 completions = _complete(engine, one, identity, journal, kept if weights == START else None, report)
                 # A server says of itself what it is only while it answers.
                 stored = _judged(one.describe(engine, weights), identity, completions, one, None)

@@ -113,9 +113,7 @@ class ServerEngine:
         openings = [question.opening for question in questions]
 
         def done(place: int, completion: Completion) -> None:
-            # A server may send half of a surrogate pair, which no file can hold.
-            said = (openings[place] + completion.text).encode("utf-8", errors="replace").decode("utf-8")
-            ended(place, replace(completion, text=said))
+            ended(place, replace(completion, text=openings[place] + completion.text))
 
         self.server.answer(
             [question.messages for question in questions],

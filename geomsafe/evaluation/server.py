@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from geomsafe.data.rows import Message
 from geomsafe.errors import ConfigError, ServerError
@@ -65,7 +65,7 @@ class ChatServer:
         parts = urlsplit(base_url)
         host = parts.netloc.rpartition("@")[2]
         self.url = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-        if parts.scheme not in {"http", "https"} or not host:
+        if parts.scheme not in {"http", "https"} or not host or not _has_a_port(parts):
             shown = base_url.rpartition("@")[2].partition("?")[0]
             raise ConfigError(f"server address '{shown}' is no http address: write it as http://localhost:8000/v1")
         if timeout <= 0 or max_retries < 0 or concurrency < 1:
@@ -212,13 +212,21 @@ class ChatServer:
                 seen.add(str(value))
         choice = response.choices[0]
         return Completion(
-            text=choice.message.content,
+            # Half of a surrogate pair, which JSON can hold and no file can.
+            text=choice.message.content.encode("utf-8", errors="replace").decode("utf-8"),
             tokens=response.usage.completion_tokens,
             finished=choice.finish_reason == "stop",
         )
 
     def _about(self, what: str) -> str:
         return f"server '{self.url}' {what}; {AGAIN}"
+
+
+def _has_a_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def _client() -> Any:

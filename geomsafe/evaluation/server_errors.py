@@ -6,7 +6,10 @@ servers quote the key that they refuse.
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_SECRET_IN_ADDRESS = re.compile(r"([?&][^=&\s]+=)[^&\s'\"]+")
 
 
 def what_happened(error: Exception, model: str, secret: str | None, *, continued: bool) -> str:
@@ -105,5 +108,7 @@ def _said(error: Any) -> str:
 
 def _quoted(text: str, secret: str | None, limit: int = 200) -> str:
     hidden = text.replace(secret, "***") if secret else text
+    # Some servers quote the whole address, with what stands behind "?".
+    hidden = _SECRET_IN_ADDRESS.sub(r"\1***", hidden)
     line = " ".join(hidden.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -6,6 +6,7 @@ A run's record gains the new evaluations when they lie in the run's own director
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from geomsafe.evaluation.served import score_server
 from geomsafe.evaluation.suite_file import SuiteSpec, read_suite, suites_of
 from geomsafe.evaluation.suites import slug, suites_for
 from geomsafe.models import Loaded, load_model, no_loading_bars
-from geomsafe.records import Evaluation, Measurement, RunRecord, read_record, write_record
+from geomsafe.records import Evaluation, Measurement, RunRecord, content_sha256, read_record, write_record
 
 MODEL = "model"
 """What the weights of a model that is no run are called: whether they are a start is not known."""
@@ -106,7 +107,11 @@ def evaluate(
         loaded = load_scored(config)
         if name == START and config.dtype == record.config.get("dtype"):
             _check_same_start(record, loaded)
-        scored += _score(loaded, config, asked, folder, name, progress)
+        fresh = _score(loaded, config, asked, folder, name, progress)
+        if folder.resolve() == run.resolve():
+            # At once: rows and record are not to disagree for longer than they must.
+            add_to_record(run, [one.stored.evaluation for one in fresh])
+        scored += fresh
         # Else the next model would be loaded beside this one.
         del loaded
     perplexity = None
@@ -127,7 +132,12 @@ def is_run(source: str | Path) -> bool:
 
 def default_out(source: str | Path) -> Path:
     """Return where evaluations go when no folder is named: a run's own, else runs/evaluate-<name>."""
-    return Path(source) if is_run(source) else Path("runs") / f"evaluate-{slug(str(source))}"
+    if is_run(source):
+        return Path(source)
+    name = str(source)
+    # Two models may have one last name: "a/model" and "b/model".
+    which = f"-{content_sha256([name])[:8]}" if re.search(r"[/\\\\]", name) else ""
+    return Path("runs") / f"evaluate-{slug(name)}{which}"
 
 
 def load_scored(config: TrainConfig) -> Loaded:

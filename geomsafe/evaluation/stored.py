@@ -46,7 +46,7 @@ class Stored:
         described = {
             "schema": SCHEMA,
             "identity": self.identity,
-            "answers_sha256": _answers_sha256(self.rows),
+            "answers_sha256": answers_sha256(self.rows),
             "evaluation": self.evaluation.model_dump(mode="json"),
         }
         write_atomic(path.with_suffix(".json"), json.dumps(described, indent=2, ensure_ascii=False) + "\n")
@@ -76,7 +76,7 @@ def read_stored(path: Path) -> Stored:
     if schema != SCHEMA:
         raise RecordError(f"'{path}' is of version '{schema}', this geomsafe reads '{SCHEMA}': {remedy}")
     rows = list(read_jsonl(path.with_suffix(".jsonl")))
-    if answers != _answers_sha256(rows):
+    if answers != answers_sha256(rows):
         raise RecordError(f"the answers in '{path.with_suffix('.jsonl')}' are not those that were scored: {remedy}")
     return Stored(evaluation, identity, rows)
 
@@ -88,5 +88,6 @@ def stored_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.endswith(".measure.json"))
 
 
-def _answers_sha256(rows: list[Row]) -> str:
+def answers_sha256(rows: list[Row]) -> str:
+    """Return the SHA-256 of rows without their verdicts."""
     return content_sha256({key: value for key, value in row.items() if key != "verdicts"} for row in rows)

@@ -31,6 +31,7 @@ from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.judges import named_judge
 from geomsafe.evaluation.measure_spec import MeasureSpec
 from geomsafe.evaluation.suites import Kind, Suite, check_world, parse_suite, slug, unique_names
+from geomsafe.records import content_sha256
 from geomsafe.world import World
 
 PRESETS = ("quick", "full")
@@ -97,7 +98,7 @@ def read_suite(name: str, organism: bool) -> SuiteSpec:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"suite '{name}': {place}: {first['msg']} (given: {first['input']!r})") from None
+        raise ConfigError(f"suite '{name}': {place}: {first['msg']}") from None
     _check(spec)
     return spec
 
@@ -122,9 +123,15 @@ def suites_of(spec: SuiteSpec, world: World | None, model: str) -> list[Suite]:
         prompts = load_prompts(source, world=world)
         judges = one.judges if one.judges is not None else spec.judges
         for attack in _attacks(spec, one, kind):
-            full = name if isinstance(attack, Direct) else f"{name}+{slug(attack.name.replace(':', '-'))}"
+            full = name if isinstance(attack, Direct) else f"{name}+{_short(attack.name)}"
             suites.append(Suite(full, kind, prompts, attack, judges, one.limit))
     return suites
+
+
+def _short(attack: str) -> str:
+    """Return an attack's name as a part of file names; a long one ends in a hash of the whole."""
+    text = slug(attack.replace(":", "-"))
+    return text if len(text) <= 60 else f"{text[:51]}-{content_sha256([attack])[:8]}"
 
 
 def _named(one: SetSpec) -> tuple[Kind, str]:
