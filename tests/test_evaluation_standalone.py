@@ -159,4 +159,4 @@ def test_where_evaluations_go(run: Path, tmp_path: Path, prompts: str) -> None:
     assert default_out("My model") == Path("runs/evaluate-My-model")
     model = tiny_folder(tmp_path)
     (item,) = evaluate(model, [prompts], **SHORT)
-    assert (tmp_path / "runs" / f"evaluate-{model.name}" / item.file).is_file()
+    assert (tmp_path / default_out(model) / item.file).is_file()

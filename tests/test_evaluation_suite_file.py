@@ -92,7 +92,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_long_attack_has_a_short_name(tmp_path: Path, prompts: Path) -> None:
-    """ "x.partial.jsonl" is a set like any other; an attack with a long text has a short name."""
+    """File systems have limits."""
     text = f"""
         sets: [{{source: {prompts}, kind: harmful}}]
         attacks: ["prefill:2:{"Sure, " * 80}"]
