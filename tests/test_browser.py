@@ -109,10 +109,15 @@ def lookup(analysis: dict[str, Any], key: str) -> Any:
     """Return the value that a data-key names: table/row[/more row keys]/column."""
     table, *row_key, column = key.split("/")
     rows = analysis["tables"][table]["rows"]
+    if table == "directions":
+        # The page shows the last token, the CSV all.
+        rows = [row for row in rows if row["position"] == -1]
     names = {
         "ranks": ["key", "step", "set"],
         "attacks": ["key", "suite"],
         "judges": ["key", "first", "second"],
+        "proxies": ["proxy"],
+        "directions": ["key", "block"],
     }.get(table, ["key"])
     return next(row[column] for row in rows if [str(row[name]) for name in names] == row_key)
 

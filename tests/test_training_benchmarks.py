@@ -75,7 +75,9 @@ def test_a_saved_folder_is_aligned_then_tuned_on_alpaca_and_probed_with_advbench
     assert record.status == "finished" and record.steps == 20
     # Only the organism has a sham behaviour, a data set cut this short has no benign rows to spare, and no utility
     # prompts were named.
-    assert set(record.not_run) == {"sham probes", "benign anchor", "KL on the task"}
+    # No harmful prompts are scored, so there is neither curve nor direction.
+    missing = {"sham probes", "benign anchor", "KL on the task", "shallow-alignment curve", "refusal direction"}
+    assert set(record.not_run) == missing
     assert record.drift["theta_0"].kl_harmful == 0.0 and (record.drift["final"].kl_harmful or 0.0) > 0
     check = record.provenance["checks"]["gradients"]
     assert check["relative_error"] <= check["tolerance"]
