@@ -29,7 +29,7 @@ from geomsafe.models import Loaded, load_model
 JUDGES = [KEYWORD_JUDGES[name] for name in DEFAULT_KEYWORD_JUDGES]
 BATCHES = (8, 32, 64, 128, 256)
 NEW_TOKENS = 128
-WIDE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12}
+WIDE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
 class Side(NamedTuple):
@@ -83,20 +83,20 @@ def _organism(repeats: int, device: str) -> None:
 
 def _wide(repeats: int, device: str) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=32000, max_position_embeddings=1024, eos_token_id=None, bos_token_id=None, **WIDE)
+    config = LlamaConfig(vocab_size=8192, max_position_embeddings=1024, eos_token_id=None, bos_token_id=None, **WIDE)
     model = LlamaForCausalLM(config).eval().to(device)
     count = sum(parameter.numel() for parameter in model.parameters())
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(8, 48, (32,), generator=generator).tolist()
-    ids = [torch.randint(5, 32000, (length,), generator=generator).tolist() for length in lengths]
+    ids = [torch.randint(5, 8192, (length,), generator=generator).tolist() for length in lengths]
     loaded = _Bare(model)
     fixed = [
-        Side(f"generate, batch {size}", lambda size=size: _generate(loaded, ids, size, 64)) for size in (8, 16, 32)
+        Side(f"generate, batch {size}", lambda size=size: _generate(loaded, ids, size, 32)) for size in (8, 16, 32)
     ]
     best = min(fixed, key=lambda side: _seconds(side.answer)[0])
-    print(f"{count / 1e6:.0f} M random weights, {len(ids)} prompts of 8 to 47 tokens, 64 new tokens each\n")
+    print(f"{count / 1e6:.0f} M random weights, {len(ids)} prompts of 8 to 47 tokens, 32 new tokens each\n")
     _compare(
-        [Side("rows leave at their end", lambda: _complete(loaded, ids, False, 64))], [best], repeats, verdicts=False
+        [Side("rows leave at their end", lambda: _complete(loaded, ids, False, 32))], [best], repeats, verdicts=False
     )
 
 
