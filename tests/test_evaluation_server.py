@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -177,7 +177,16 @@ def test_answers_that_came_before_a_failure_are_kept() -> None:
     assert len(running.requests) == len(left)
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """A process that a shell starts in the background is born deaf to SIGINT, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_an_interrupt_keeps_what_came_and_does_not_wait() -> None:
     """One answer is there, one request hangs, the rest waits: Ctrl-C comes back with the one while it still hangs."""
     came_back = threading.Event()

@@ -49,4 +49,4 @@ def goes_alone(base: Any, tokens: int) -> bool:
     if rope.get("rope_type") not in {"dynamic", "longrope"}:
         return False
     before = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    return tokens > (before or config.max_position_embeddings)
+    return tokens > int(before or config.max_position_embeddings)
