@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding_models import Spelling
 from reference import greedy_without_cache
 from transformers import (
     AutoModelForCausalLM,
@@ -56,15 +57,6 @@ ODD: dict[str, PreTrainedConfig] = {
         },
     ),
 }
-
-
-class Spelling:
-    """A tokenizer whose text is the ids themselves."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, ids))
 
 
 def lively(config: PreTrainedConfig) -> Any:

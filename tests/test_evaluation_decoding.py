@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding_models import Spelling, lively_model
 from reference import greedy_without_cache
 from tiny import ARCHITECTURES, VOCABULARY, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig, MistralConfig
@@ -22,19 +23,6 @@ from geomsafe.evaluation.decoding import (
 )
 
 LENGTH = 24
-
-
-def lively_model(arch: str, **overrides: Any) -> Any:
-    """Weights large enough that attention decides the next token: a fault in mask or positions shows.
-
-    Untied, since a tied random model repeats its last token whatever it attends to.
-    """
-    model = tiny_model(arch, seed=3, dtype=torch.float64, tie_word_embeddings=False, **overrides)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(20 if "wpe" in name else 8)
-    return model
 
 
 def prompts(count: int = 11) -> list[list[int]]:
@@ -60,15 +48,6 @@ def frequent_stops(answers: list[list[int]]) -> frozenset[int]:
     ends = {token: {row for row, answer in enumerate(answers) if token in answer[3:]} for token in sum(answers, [])}
     fitting = [pair for pair in combinations(ends, 2) if len(ends[pair[0]] | ends[pair[1]]) < len(answers)]
     return frozenset(max(fitting, key=lambda pair: len(ends[pair[0]] | ends[pair[1]])))
-
-
-class Spelling:
-    """A tokenizer whose text is the ids themselves, so that texts compare token for token."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, ids))
 
 
 def ours(model: Any, ids: list[list[int]], stops: frozenset[int], batch_size: int = 4) -> list[Completion]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import torch
+from decoding_models import Spelling, lively_model
 from reference import cheapest_depths, greedy_without_cache
-from tiny import ARCHITECTURES, VOCABULARY, tiny_model
+from tiny import ARCHITECTURES, VOCABULARY
 from transformers import MistralConfig, MistralForCausalLM
 
 from geomsafe.evaluation import prefill
@@ -16,25 +16,6 @@ from geomsafe.evaluation.decoding import generate_greedy
 from geomsafe.evaluation.prefill import shared_depths
 
 LENGTH = 8
-
-
-class Spelling:
-    """A tokenizer whose text is the ids themselves."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, ids))
-
-
-def lively(arch: str, **overrides: Any) -> Any:
-    """Weights large enough that attention decides the next token: a fault in mask or positions shows."""
-    model = tiny_model(arch, seed=3, dtype=torch.float64, tie_word_embeddings=False, **overrides)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(20 if "wpe" in name else 8)
-    return model
 
 
 def branching(count: int = 12, seed: int = 4) -> list[list[int]]:
@@ -55,7 +36,7 @@ def cheap_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cheap_passes")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_answers_are_those_of_each_prompt_alone(arch: str) -> None:
-    model, ids = lively(arch), branching()
+    model, ids = lively_model(arch), branching()
     assert len(shared_depths(ids, 1)) > 1, "the case is about several passes"
     done = generate_greedy(model, Spelling(), ids, LENGTH, len(ids), stop_ids=frozenset())
     expected = [greedy_without_cache(model, row, LENGTH, set()) for row in ids]
@@ -66,7 +47,7 @@ def test_answers_are_those_of_each_prompt_alone(arch: str) -> None:
 @pytest.mark.usefixtures("cheap_passes")
 def test_a_beginning_given_to_the_wrong_prompt_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: hand every prompt the beginning of its neighbour."""
-    model, ids = lively("llama"), branching()
+    model, ids = lively_model("llama"), branching()
     right = generate_greedy(model, Spelling(), ids, LENGTH, len(ids), stop_ids=frozenset())
     places = prefill._places
     monkeypatch.setattr(prefill, "_places", lambda *given: places(*given).roll(1))
@@ -75,7 +56,7 @@ def test_a_beginning_given_to_the_wrong_prompt_would_show(monkeypatch: pytest.Mo
 
 
 def test_shared_beginnings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = lively("llama"), branching()
+    model, ids = lively_model("llama"), branching()
     read: list[int] = []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding_models import Spelling
 from scipy import stats
 from tiny import VOCABULARY, tiny_model
 from transformers import MambaConfig, MambaForCausalLM
@@ -17,15 +18,6 @@ from geomsafe.errors import ConfigError
 from geomsafe.evaluation import decoding
 from geomsafe.evaluation.choosing import GREEDY, Choosing, uniform
 from geomsafe.evaluation.decoding import complete, generate_greedy
-
-
-class Spelling:
-    """A tokenizer whose text is the ids themselves."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, ids))
 
 
 def prompts(count: int = 9) -> list[list[int]]:

@@ -7,23 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from tiny import ARCHITECTURES, VOCABULARY, tiny_model, tiny_tokenizer
+from decoding_models import lively_model
+from tiny import ARCHITECTURES, VOCABULARY, tiny_tokenizer
 
 from geomsafe.evaluation.decoding import Completion, complete
 from geomsafe.evaluation.keywords import KEYWORD_29, KeywordJudge
 from geomsafe.evaluation.stopping import early_stop
 
 LENGTH = 40
-
-
-def lively(arch: str) -> Any:
-    model = tiny_model(arch, seed=3, dtype=torch.float64, tie_word_embeddings=False)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(20 if "wpe" in name else 8)
-    return model
 
 
 def prompts(count: int = 14) -> list[list[int]]:
@@ -72,7 +63,7 @@ def judges_of(texts: list[str], match: Any) -> list[KeywordJudge]:
 @pytest.mark.parametrize("match", ["anywhere", "opening"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_verdicts_are_those_of_whole_answers(arch: str, match: str) -> None:
-    model = lively(arch)
+    model = lively_model(arch)
     whole = answers(model)
     judges = judges_of([row.text for row in whole], match)
     stopped = answers(model, early_stop(tiny_tokenizer(), judges))
@@ -91,7 +82,7 @@ def test_verdicts_are_those_of_whole_answers(arch: str, match: str) -> None:
 
 def test_stopping_too_soon_changes_verdicts() -> None:
     """Negative control: the same comparison fails for a test that stops every row at its first look."""
-    model = lively("llama")
+    model = lively_model("llama")
     whole = answers(model)
     judges = judges_of([row.text for row in whole], "anywhere")
     stopped = answers(model, lambda text: True)
@@ -99,7 +90,7 @@ def test_stopping_too_soon_changes_verdicts() -> None:
 
 
 def test_any_batch_size_stops_the_same_rows() -> None:
-    model = lively("qwen2")
+    model = lively_model("qwen2")
     judges = judges_of([row.text for row in answers(model)], "anywhere")
     one, many = (answers(model, early_stop(tiny_tokenizer(), judges), size) for size in (1, 14))
     assert one == many
@@ -107,7 +98,7 @@ def test_any_batch_size_stops_the_same_rows() -> None:
 
 def test_an_opening_counts_as_text_and_not_as_tokens() -> None:
     """A refusal in the words an attack began with is a refusal like any other; they are the prompt's last tokens."""
-    model = lively("llama")
+    model = lively_model("llama")
     openings = [row[-1:] for row in prompts()]
     plain = answers(model)
     begun = answers(model, openings=openings)

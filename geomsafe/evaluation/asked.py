@@ -108,7 +108,7 @@ def ask_suite(
     limit: int | None,
     whole_answers: bool,
     searched: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> Asked:
     """Render a suite and name its judges.
 

@@ -25,7 +25,7 @@ def attempts_of(
     loaded: Loaded | None,
     system_prompt: str | None,
     path: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> list[Attempt]:
     """Return one attempt a prompt, those that were searched for before from where they are kept.
 
@@ -55,7 +55,6 @@ def attempts_of(
             if index not in journal.entries:
                 (found,) = search.attempts([prompt], loaded)
                 journal.add(index, asdict(found))
-            if progress is not None:
-                progress(index + 1, len(prompts))
+            progress(index + 1, len(prompts))
         kept = [journal.entries[index] for index in range(len(prompts))]
     return [Attempt(entry["text"], entry["opening"], tuple(entry["opening_ids"])) for entry in kept]

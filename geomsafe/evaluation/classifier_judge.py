@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from geomsafe.errors import ConfigError, ModelError
-from geomsafe.evaluation.judge_model import JudgeModel, fitting
+from geomsafe.evaluation.judge_model import JudgeModel, fitting, longest_first
 from geomsafe.evaluation.judge_templates import VALUES, fill
 from geomsafe.evaluation.verdicts import Case, Judged, Verdict
 from geomsafe.gradients.undisturbed import undisturbed
@@ -90,17 +90,11 @@ class ClassifierJudge:
         verdicts = self._verdicts(model)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        asked: list[tuple[int, dict[str, Any], str]] = []
-        for place, case in enumerate(cases):
-            encoded, note = self._encoded(case, tokenizer)
-            if encoded is None:
-                verdict(place, Judged("undecided", note))
-            else:
-                asked.append((place, encoded, note))
-        # Longest first: what does not fit in memory fails at once.
-        asked.sort(key=lambda one: (-len(one[1]["input_ids"]), one[0]))
-        for start in range(0, len(asked), self._batch_size):
-            batch = asked[start : start + self._batch_size]
+
+        def read(case: Case) -> tuple[dict[str, Any] | None, str]:
+            return self._encoded(case, tokenizer)
+
+        for batch in longest_first(cases, read, lambda one: len(one["input_ids"]), self._batch_size, verdict):
             shares = _probabilities(model, tokenizer, [encoded for _, encoded, _ in batch])
             for (place, _, note), row in zip(batch, shares, strict=True):
                 best = int(row.argmax())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from geomsafe.data import Prompt, prompt_ids
@@ -129,6 +130,11 @@ class LocalEngine:
             questions.append(Question(ids, attempt.opening_ids))
         return questions
 
+    @cached_property
+    def _model(self) -> str:
+        # Once, not once a suite: it reads every weight. An engine lives while one set of weights is scored.
+        return model_sha256(self.loaded.model)
+
     def settings(self) -> dict[str, Any]:
         """Return every setting under which the model decodes."""
         return decoding_settings(self.loaded, self.max_new_tokens, self.system_prompt) | self.choosing.settings()
@@ -138,7 +144,7 @@ class LocalEngine:
         ids = [question.ids for question in questions]
         openings = [list(question.opening) for question in questions]
         begun = {"openings_sha256": ids_sha256(openings)} if any(openings) else {}
-        return {"model": model_sha256(self.loaded.model), "ids_sha256": ids_sha256(ids), **begun, **self.settings()}
+        return {"model": self._model, "ids_sha256": ids_sha256(ids), **begun, **self.settings()}
 
     def answer(
         self,

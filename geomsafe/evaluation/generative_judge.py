@@ -7,7 +7,7 @@ from typing import Any
 
 from geomsafe.errors import ConfigError
 from geomsafe.evaluation.decoding import Completion, generate_greedy, stop_token_ids
-from geomsafe.evaluation.judge_model import JudgeModel, fitting
+from geomsafe.evaluation.judge_model import JudgeModel, fitting, longest_first
 from geomsafe.evaluation.judge_templates import VALUES, JudgeTemplate
 from geomsafe.evaluation.server import ChatServer
 from geomsafe.evaluation.verdicts import Case, Judged, Verdict
@@ -57,17 +57,7 @@ class GenerativeJudge:
                 f"judge '{self.name}': max_new_tokens = {longest} fills its context of {context} tokens: lower it"
             )
         limit = None if context is None else context - longest
-        asked: list[tuple[int, list[int], str]] = []
-        for place, case in enumerate(cases):
-            ids, note = self._ids(case, limit)
-            if ids is None:
-                verdict(place, Judged("undecided", note))
-            else:
-                asked.append((place, ids, note))
-        # Longest first: what does not fit in memory fails at once.
-        asked.sort(key=lambda one: (-len(one[1]), one[0]))
-        for start in range(0, len(asked), self._batch_size):
-            batch = asked[start : start + self._batch_size]
+        for batch in longest_first(cases, lambda case: self._ids(case, limit), len, self._batch_size, verdict):
             answers = generate_greedy(
                 model,
                 tokenizer,

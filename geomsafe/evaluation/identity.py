@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,11 @@ def _adapter_settings(settings: Any) -> str:
     # A set prints in another order in every process.
     known = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
     return json.dumps(known, sort_keys=True, default=str)
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what an engine or a judge only observes while it works."""
+    return {key: value for key, value in settings.items() if key != "observed"}
 
 
 def ids_sha256(prompts_ids: Sequence[Sequence[int]]) -> str:

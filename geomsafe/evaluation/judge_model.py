@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from geomsafe.data.chat import render, token_ids
 from geomsafe.data.rows import Message
 from geomsafe.errors import ModelError
 from geomsafe.evaluation.decoding import context_length
+from geomsafe.evaluation.verdicts import Case, Judged, Verdict
 from geomsafe.models import find_device, fingerprint, model_folder, no_loading_bars
 from geomsafe.models.chat import set_chat_template, set_padding
 from geomsafe.models.loading import DTYPES
 from geomsafe.models.sources import explained
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -137,6 +140,37 @@ class JudgeModel:
             "device": device.type,
         }
         return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def longest_first(
+    cases: Sequence[Case],
+    read: Callable[[Case], tuple[T | None, str]],
+    length: Callable[[T], int],
+    batch_size: int,
+    verdict: Verdict,
+) -> Iterator[list[tuple[int, T, str]]]:
+    """Yield cases in batches, the longest first: what does not fit in memory fails at once.
+
+    Args:
+        cases: what to judge.
+        read: returns a case as the judge reads it, None where it cannot, and why or what was cut.
+        length: of what was read, in tokens.
+        batch_size: cases of a batch.
+        verdict: called at once with "undecided" for what cannot be read.
+
+    Yields:
+        (place, what was read, what was cut) of each case of a batch.
+    """
+    asked: list[tuple[int, T, str]] = []
+    for place, case in enumerate(cases):
+        found, note = read(case)
+        if found is None:
+            verdict(place, Judged("undecided", note))
+        else:
+            asked.append((place, found, note))
+    asked.sort(key=lambda one: (-length(one[1]), one[0]))
+    for start in range(0, len(asked), batch_size):
+        yield asked[start : start + batch_size]
 
 
 def fitting(completion: str, limit: int | None, length: Callable[[str], int]) -> tuple[str | None, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from geomsafe.errors import ConfigError
+from geomsafe.evaluation.identity import deciding
 from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.stopping import Settling
 from geomsafe.evaluation.stored import Row, Stored, answers_sha256
@@ -67,7 +68,7 @@ def judge_later(
     asked = [row["index"] for row in stored.rows if not row["stopped_early"]]
     by_index = {row["index"]: row for row in stored.rows}
     path = out / f"{evaluation.file}.{judge.name.replace(':', '-')}.partial"
-    with Journal(path, {"answers": answers_sha256(stored.rows), "judge": _deciding(judge.settings())}) as journal:
+    with Journal(path, {"answers": answers_sha256(stored.rows), "judge": deciding(judge.settings())}) as journal:
         left = [index for index in asked if index not in journal.entries]
 
         def verdict(place: int, judged: Judged | None) -> None:
@@ -89,11 +90,7 @@ def judge_later(
 
 def same_judge(recorded: dict[str, Any] | None, judge: Judge) -> bool:
     """Return whether a judge's record is that of `judge`; what it only observes while judging plays no part."""
-    return recorded is not None and _deciding(recorded) == _deciding(judge.settings())
-
-
-def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "observed"}
+    return recorded is not None and deciding(recorded) == deciding(judge.settings())
 
 
 def count_verdicts(rows: Iterable[Row], judges: Sequence[Judge]) -> dict[str, dict[str, int]]:

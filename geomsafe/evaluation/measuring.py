@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from geomsafe.evaluation.identity import model_sha256
+from geomsafe.evaluation.score import labelled
 from geomsafe.models import Loaded
 from geomsafe.records import Measurement, content_sha256, read_record, write_atomic, write_jsonl, write_record
 
@@ -130,7 +131,7 @@ def measure_model(
     identities = [{**model, "measure": measure.kind, **measure.identity(work)} for measure in measures]
     found = []
     for measure, identity in zip(measures, identities, strict=True):
-        one = _one(replace(work, report=_labelled(progress, f"{work.weights}: {measure.name}")), measure, identity)
+        one = _one(replace(work, report=labelled(progress, f"{work.weights}: {measure.name}")), measure, identity)
         found.append(one)
         if measured is not None:
             measured(one)
@@ -212,10 +213,6 @@ def _model_identity(loaded: Loaded) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
-
-
-def _labelled(progress: Callable[[str, int, int], None] | None, label: str) -> Callable[[int, int], None]:
-    return lambda done, total: None if progress is None else progress(label, done, total)
 
 
 def _finite(value: float | None) -> float | None:

@@ -21,7 +21,7 @@ from geomsafe.errors import DataError
 from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.decoding import Completion, complete, context_length
 from geomsafe.evaluation.heldout import ratio_error
-from geomsafe.evaluation.identity import decoding_settings, ids_sha256
+from geomsafe.evaluation.identity import deciding, decoding_settings, ids_sha256
 from geomsafe.evaluation.journal import Journal
 from geomsafe.evaluation.measure_spec import MtBenchSpec
 from geomsafe.evaluation.measuring import Kind, Taken, Work
@@ -62,7 +62,7 @@ class MtBenchMeasure:
         """Return how the questions are answered, and who judges; a first turn that fills the context fails here."""
         firsts = [_ids([_user(question.turns[0])], work) for question in self.questions]
         decoding = decoding_settings(work.loaded, work.max_new_tokens or ANSWER_TOKENS, work.system_prompt)
-        judge = {key: value for key, value in self.judge.settings().items() if key != "observed"}
+        judge = deciding(self.judge.settings())
         return {
             "answers": decoding
             | {

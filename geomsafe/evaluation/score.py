@@ -40,6 +40,11 @@ class Scored(NamedTuple):
     later: list[BatchJudge]
 
 
+def labelled(progress: Progress | None, label: str) -> Callable[[int, int], None]:
+    """Return a report of (done, in all) under one label, which goes nowhere without a progress to go to."""
+    return lambda done, total: None if progress is None else progress(label, done, total)
+
+
 def evaluate_model(
     loaded: Loaded,
     suites: Sequence[Suite],
@@ -122,20 +127,19 @@ def evaluate_engine(
             limit,
             whole_answers,
             out / "evaluations" / f"{weights}--{suite.name}.jsonl.attempts",
-            _labelled(progress, f"{weights}: {suite.name}: {suite.attack.name}"),
+            labelled(progress, f"{weights}: {suite.name}: {suite.attack.name}"),
         )
         for suite in suites
     ]
     done: list[Scored] = []
     for one in asked:
-        report = _labelled(progress, f"{weights}: {one.suite.name}")
+        report = labelled(progress, f"{weights}: {one.suite.name}")
         identity = engine.identity(one.questions) | {"early_stop": one.stop_rules}
         wanted = one.describe(engine, weights)
         before = _answered(out, wanted, identity)
         if before is not None:
             completions = _completions_of(before)
-            if report is not None:
-                report(len(completions), len(completions))
+            report(len(completions), len(completions))
             stored = _judged(wanted, before.identity, completions, one, before)
             if stored != before:
                 stored.write(out)
@@ -156,23 +160,21 @@ def _complete(
     identity: dict[str, Any],
     journal: Journal,
     cache: Path | None,
-    report: Callable[[int, int], None] | None,
+    report: Callable[[int, int], None],
 ) -> list[Completion]:
     """Return the completions, from cache and journal where they are there."""
     count = len(asked.questions)
     kept = read_completions(cache, identity) if cache is not None else None
     if kept is not None and len(kept) == count:
-        if report is not None:
-            report(count, count)
+        report(count, count)
         return kept
     left = [index for index in range(count) if index not in journal.entries]
 
     def ended(place: int, completion: Completion) -> None:
         journal.add(left[place], asdict(completion))
-        if report is not None:
-            report(len(journal.entries), count)
+        report(len(journal.entries), count)
 
-    if report is not None and journal.entries:
+    if journal.entries:
         report(len(journal.entries), count)
     if left:
         engine.answer([asked.questions[index] for index in left], left, asked.settled, ended)
@@ -224,7 +226,3 @@ def _completions_of(stored: Stored) -> list[Completion]:
         Completion(row["completion"], row["completion_tokens"], row["finished"], row["stopped_early"])
         for row in stored.rows
     ]
-
-
-def _labelled(progress: Progress | None, label: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(label, done, total)

@@ -19,7 +19,7 @@ from geomsafe.evaluation.attacks import Attempt
 from geomsafe.evaluation.choosing import GREEDY, Choosing
 from geomsafe.evaluation.decoding import Completion
 from geomsafe.evaluation.engines import Ended
-from geomsafe.evaluation.identity import EVALUATION_VERSION
+from geomsafe.evaluation.identity import EVALUATION_VERSION, deciding
 from geomsafe.evaluation.request import Request
 from geomsafe.evaluation.score import Progress, Scored, evaluate_engine
 from geomsafe.evaluation.server import ChatServer
@@ -92,8 +92,7 @@ class ServerEngine:
     def identity(self, questions: Sequence[Conversing]) -> dict[str, Any]:
         """Return conversations and settings, without what the server says of itself while it answers."""
         asked = content_sha256([question.messages, question.opening] for question in questions)
-        settings = {key: value for key, value in self.settings().items() if key != "observed"}
-        return {"conversations_sha256": asked, **settings}
+        return {"conversations_sha256": asked, **deciding(self.settings())}
 
     def answer(
         self,
