@@ -26,7 +26,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -240,10 +240,9 @@ def read_record(run: Path) -> RunRecord:
 
     Raises:
         RecordError: no run.json there, not JSON, another schema version, or a broken field.
-    """  # noqa: DOC502 - _read_versioned and _validated raise it
-    path = run / "run.json"
-    loaded = _read_versioned(path, f"'{run}' is not a run directory: it has no run.json", READABLE)
-    return _validated(RunRecord, loaded | {"schema_version": SCHEMA}, path)
+    """  # noqa: DOC502
+    missing = f"'{run}' is not a run directory: it has no run.json"
+    return read_versioned(RunRecord, run / "run.json", missing, READABLE)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -267,13 +266,26 @@ def read_sweep(folder: Path) -> SweepRecord:
 
     Raises:
         RecordError: no sweep.json there, not JSON, another schema version, or a broken field.
-    """  # noqa: DOC502 - _read_versioned and _validated raise it
-    path = folder / SWEEP_FILE
-    loaded = _read_versioned(path, f"'{folder}' is not a sweep: it has no {SWEEP_FILE}", (SWEEP_SCHEMA,))
-    return _validated(SweepRecord, loaded, path)
+    """  # noqa: DOC502
+    missing = f"'{folder}' is not a sweep: it has no {SWEEP_FILE}"
+    return read_versioned(SweepRecord, folder / SWEEP_FILE, missing, (SWEEP_SCHEMA,))
 
 
-def _read_versioned(path: Path, missing: str, readable: tuple[str, ...]) -> dict[str, Any]:
+def read_versioned(kind: type[Record], path: Path, missing: str, readable: Sequence[str]) -> Record:
+    """Read a JSON file that names its schema.
+
+    Args:
+        kind: what it holds; the file's schema version is replaced by the first of `readable`.
+        path: the file.
+        missing: the message where there is no file.
+        readable: schema versions that `kind` can be read from, the current one first.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        RecordError: no file, not JSON, another schema version, or a broken field.
+    """
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -285,12 +297,8 @@ def _read_versioned(path: Path, missing: str, readable: tuple[str, ...]) -> dict
         raise RecordError(
             f"'{path}' has schema {version!r}, this geomsafe reads {' and '.join(readable)}: rerun or upgrade geomsafe"
         )
-    return dict(loaded)
-
-
-def _validated(kind: type[Record], loaded: dict[str, Any], path: Path) -> Record:
     try:
-        return kind.model_validate(loaded)
+        return kind.model_validate(loaded | {"schema_version": readable[0]})
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"'{path}': field '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None

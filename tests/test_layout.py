@@ -13,14 +13,14 @@ FOLDERS = {"geomsafe.cli": "cli", "geomsafe.analyses": "analyses", "geomsafe.rep
 # Inside geomsafe/, a room may import from its own floor's listed rooms and from every floor below it.
 FLOORS = [
     {"errors"},
-    {"world", "config", "records"},
+    {"world", "config", "records", "workers", "landscape_record"},
     {"models", "data"},
     {"gradients"},
     {"evaluation", "probes", "methods"},
-    {"training", "landscape"},
-    {"sweeps", "organism"},
+    {"training"},
+    {"sweeps", "organism", "landscape"},
 ]
-SAME_FLOOR = {("data", "models")}
+SAME_FLOOR = {("data", "models"), ("landscape_record", "records")}
 
 
 def _room_of(path: Path) -> str:
@@ -58,7 +58,7 @@ def _graph() -> dict[str, set[str]]:
 def _allowed(room: str, target: str) -> bool:
     outside = {
         "cli": {"reports", "analyses"} | set().union(*FLOORS),
-        "reports": {"analyses", "records", "errors"},
+        "reports": {"analyses", "records", "landscape_record", "errors"},
         "analyses": {"errors"},
     }
     if room in outside:

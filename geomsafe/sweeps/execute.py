@@ -11,25 +11,22 @@ sweep which was killed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from rich.console import Console
 
 from geomsafe.config import TrainConfig, make_config
-from geomsafe.errors import ConfigError, GeomsafeError, RecordError
+from geomsafe.errors import GeomsafeError, RecordError
 from geomsafe.records import read_record
 from geomsafe.training import train
-
-Backend = Literal["loky", "ray"]
+from geomsafe.workers import Backend, parallel_backend
 
 FAILED = "failed"
 DONE = "finished"
@@ -82,7 +79,7 @@ def run_all(
         for run, config in runs.items()
         if run not in outcomes
     }
-    with _backend(backend, address, workers):
+    with parallel_backend(backend, address, workers):
         while left:
             try:
                 ended = Parallel(n_jobs=workers, batch_size=1)(left.values())
@@ -171,38 +168,3 @@ def _train(run: Path, settings: dict[str, Any], resume: bool) -> None:
     with log.open("a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream), warnings.catch_warnings():
         warnings.simplefilter("default")
         train(config, resume=run if resume else None, console=Console(file=stream, width=120))
-
-
-@contextmanager
-def _backend(backend: Backend, address: str | None, workers: int) -> Iterator[None]:
-    if backend == "loky":
-        with parallel_config(backend="loky"):
-            yield
-        return
-    with _ray(address, workers), parallel_config(backend="ray"):
-        yield
-
-
-@contextmanager
-def _ray(address: str | None, workers: int) -> Iterator[None]:
-    """Register Ray with joblib, and connect to a cluster, or start one here and stop it afterwards."""  # noqa: DOC402, DOC501
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise ConfigError("--backend ray needs Ray: pip install geomsafe[ray]") from None
-    register_ray()  # type: ignore[no-untyped-call]
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(
-            address=address,
-            num_cpus=None if address else workers,
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        if ours:
-            ray.shutdown()

@@ -12,10 +12,11 @@ from rich.console import Console
 from geomsafe.errors import ConfigError
 from geomsafe.models import find_device
 from geomsafe.records import is_sweep, read_sweep, write_atomic, write_sweep
-from geomsafe.sweeps.execute import Backend, Outcome, run_all
+from geomsafe.sweeps.execute import Outcome, run_all
 from geomsafe.sweeps.plan import RUNS, Plan, make_plan
 from geomsafe.sweeps.spec import SweepSpec
 from geomsafe.sweeps.watch import watched
+from geomsafe.workers import Backend
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Safety-basin landscapes: scores of a model at theta_0 + a d_1 + b d_2, from directions to a record on disk."""
