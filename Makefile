@@ -38,7 +38,7 @@ name = $(patsubst %-$(call seed,$1),%,$1)
 
 # --- checks ----------------------------------------------------------------------------
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # mypy does not see an editable install of mapped packages, so it checks an installed build.
 lint: $(INSTALLED)

@@ -20,9 +20,6 @@ from synthetic_sweeps import write_sweep_folder
 from geomsafe.reports import analyze
 from geomsafe.reports.browser import MOST_ARMS
 
-# Its reports are made once, by one worker.
-pytestmark = pytest.mark.xdist_group("browser")
-
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )

@@ -15,9 +15,6 @@ from test_browser import Page, disagreements, needs_browser, open_page
 import geomsafe
 from geomsafe.records import read_jsonl, read_record
 
-# Its reports are made once, by one worker.
-pytestmark = pytest.mark.xdist_group("main_job")
-
 SHORT = {
     "max_steps": 6,
     "batch_size": 4,

@@ -21,9 +21,6 @@ from geomsafe.reports.collect import collect
 from geomsafe.reports.columns import MEASURES, table
 from geomsafe.reports.page import first_screen
 
-# Its reports are made once, by one worker.
-pytestmark = pytest.mark.xdist_group("reports")
-
 SHADOW, FEEDBACK = "ema:eta=0.25,mode=shadow", "ema:eta=0.25,mode=feedback"
 
 

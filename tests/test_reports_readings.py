@@ -14,9 +14,6 @@ from geomsafe.records import read_jsonl, read_record, write_jsonl
 from geomsafe.reports import analyze
 from geomsafe.reports.collect import collect
 
-# Its reports are made once, by one worker.
-pytestmark = pytest.mark.xdist_group("reports_readings")
-
 SITE = {
     "norm": 2.0, "auroc": 0.97, "random_low": 0.1, "random_high": 0.9, "null_norm": 0.5, "null_auroc": 0.45,
     "start_auroc": 0.9, "cosine": 0.8, "null_cosine": 0.7, "harmful": 1.5, "harmless": -0.5, "token": "<|end|>",

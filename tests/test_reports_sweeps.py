@@ -26,9 +26,6 @@ from geomsafe.reports.collect import collect
 from geomsafe.reports.sweep_markdown import sweep_markdown
 from geomsafe.reports.wording import percent, percent_interval, points
 
-# Its reports are made once, by one worker.
-pytestmark = pytest.mark.xdist_group("reports_sweeps")
-
 BENIGN, HARMFUL = synthetic_sweeps.CONDITIONS
 COMPLIANCE = {"correct_compliance", "wrong_compliance"}
 SUITES = {

@@ -20,9 +20,6 @@ from geomsafe.training import train
 from geomsafe.training.drift import measured_refusals
 from geomsafe.training.scoring import probe_run
 
-# Its reports are made once, by one worker.
-pytestmark = pytest.mark.xdist_group("training_readings")
-
 KINDS = ("proxies", "shallow", "directions")
 
 
