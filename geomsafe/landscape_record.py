@@ -113,7 +113,8 @@ class Grid(BaseModel):
     """Where points are asked for: `points` an axis for a uniform grid, a coarse start for an adaptive one.
 
     `low` and `high` bound each axis (lines: each direction), as coordinates. `tolerance`: how near an adaptive grid
-    comes to each edge, as a coordinate, one a direction; none for a uniform one.
+    comes to each edge, as a coordinate, one a direction; `relative`: the same as a share of the edge's distance, where
+    no tolerance was asked for. A uniform grid has neither.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -122,6 +123,7 @@ class Grid(BaseModel):
     low: list[float]
     high: list[float]
     tolerance: list[float] | None = None
+    relative: float | None = None
 
 
 class Landscape(BaseModel):
