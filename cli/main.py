@@ -12,6 +12,7 @@ from geomsafe.cli.analyze import analyze
 from geomsafe.cli.check import check
 from geomsafe.cli.evaluate import evaluate
 from geomsafe.cli.geometry import geometry
+from geomsafe.cli.landscape import landscape
 from geomsafe.cli.organism import organism
 from geomsafe.cli.rescore import rescore
 from geomsafe.cli.sweep import sweep
@@ -32,6 +33,7 @@ app.command()(analyze)
 app.command()(evaluate)
 app.command()(rescore)
 app.command()(geometry)
+app.command()(landscape)
 app.command()(sweep)
 app.add_typer(organism, name="organism")
 

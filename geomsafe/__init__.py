@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geomsafe.records import Evaluation
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "analyze", "evaluate", "sweep", "train"]
+__all__ = ["__version__", "analyze", "evaluate", "landscape", "sweep", "train"]
 
 
 def train(config: TrainConfig | dict[str, Any] | None = None, *, resume: str | Path | None = None) -> Path:
@@ -94,6 +94,24 @@ def sweep(
             f"{len(result.failed)} of {len(result.outcomes)} runs failed, first '{first.run}': {first.cause}"
         )
     return result.folder
+
+
+def landscape(runs: Sequence[str | Path], out: str | Path | None = None, *, workers: int = 1, **asked: Any) -> Path:
+    """Score a model around theta_0, as `geomsafe landscape` does; `analyze(runs)` then shows edges and figures.
+
+    Args:
+        runs: run directories from one theta_0, or the folder of a sweep.
+        out: folder of the landscape; by default the first run's landscape/NAME.
+        workers: points at a time, each in a process of its own.
+        asked: one of axes, lines and visage, and as wanted grid, scores, prompts, reach, tolerance, max_new_tokens.
+
+    Returns:
+        The folder.
+    """
+    from geomsafe.landscape import Asked, make_landscape
+
+    places = [Path(run) for run in runs]
+    return make_landscape(places, Asked(**asked), out=None if out is None else Path(out), workers=workers)
 
 
 def analyze(runs: Sequence[str | Path], out: str | Path = "report", *, allow_mixed: bool = False) -> Path:

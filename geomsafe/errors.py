@@ -24,6 +24,10 @@ class ModelError(GeomsafeError):
     """A model, tokenizer or chat template is missing or cannot be used."""
 
 
+class NonFiniteError(ModelError):
+    """A model's logits are NaN or infinite: its weights have diverged, or their dtype is too narrow."""
+
+
 class RecordError(GeomsafeError):
     """A run directory is missing, incomplete, of another version or not comparable."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from geomsafe.errors import ModelError
+from geomsafe.errors import NonFiniteError
 from geomsafe.evaluation.batching import may_share_beginnings
 from geomsafe.evaluation.choosing import Choosing
 from geomsafe.evaluation.prefill import prefill
@@ -42,7 +42,7 @@ def decode_batch(
         ended: called once a row with its place and its generated tokens, end token included.
 
     Raises:
-        ModelError: logits are NaN or infinite: whatever came out would be no answer.
+        NonFiniteError: logits are NaN or infinite: whatever came out would be no answer.
     """
     device, base = model.device, plain_model(model)
     accepted = inspect.signature(base.forward).parameters
@@ -64,7 +64,9 @@ def decode_batch(
     length, look = 0, _FIRST_LOOK
     while True:
         if not bool(torch.isfinite(logits.amax())):
-            raise ModelError("the model gives no finite logits: load it in float32 or bfloat16, or check its weights")
+            raise NonFiniteError(
+                "the model gives no finite logits: load it in float32 or bfloat16, or check its weights"
+            )
         chosen = choosing.choose(logits, [numbers[place] for place in alive], length)
         stopped = torch.isin(chosen, stop).tolist()
         length += 1
