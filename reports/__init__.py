@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geomsafe.reports.collect import collect, write_analysis
+from geomsafe.reports.images import write_images
 from geomsafe.reports.page import write_page
 from geomsafe.reports.summary import summary_table
 
 __all__ = ["analyze", "summary_table"]
 
 
-def analyze(runs: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> Path:
+def analyze(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    allow_mixed: bool = False,
+    images: Path | None = None,
+    which: str = "*",
+    kind: str = "svg",
+) -> Path:
     """Analyse run directories and write the report. Needs no model and no torch.
 
     Args:
@@ -20,6 +29,9 @@ def analyze(runs: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> Pa
             failed ones are listed with their cause.
         out: folder for report.html, analysis.json and tables/.
         allow_mixed: compare runs of different theta_0, template or prompts, under a red banner.
+        images: where figures are written as files too.
+        which: pattern of their ids.
+        kind: svg, png or pdf.
 
     Returns:
         The path of report.html.
@@ -29,4 +41,7 @@ def analyze(runs: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> Pa
     """  # noqa: DOC502 - collect raises it
     analysis = collect(list(runs), out, allow_mixed=allow_mixed)
     write_analysis(analysis, out)
-    return write_page(analysis, out)
+    page = write_page(analysis, out)
+    if images is not None:
+        write_images(analysis, images, which, kind)
+    return page

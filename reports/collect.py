@@ -25,6 +25,7 @@ from geomsafe.reports import (
     geometry,
     gram_tables,
     judging,
+    landscape_tables,
     measurements,
     progress,
     reading_tables,
@@ -33,7 +34,9 @@ from geomsafe.reports import (
     trust,
 )
 from geomsafe.reports.arms import Study, make_study
+from geomsafe.reports.basin_edges import edges_of
 from geomsafe.reports.columns import table
+from geomsafe.reports.landscapes import Terrain, read_terrains
 from geomsafe.reports.runs import DIRECT
 from geomsafe.reports.sources import LEFT_OUT, read_sources, shown_path
 from geomsafe.reports.sweep_arms import Sweep, make_sweep, unscored
@@ -42,7 +45,7 @@ from geomsafe.reports.sweep_contrasts import SweepContrast, make_contrasts
 from geomsafe.reports.sweep_markdown import matched_markdown, sweep_markdown
 from geomsafe.reports.sweep_tables import sweep_tables
 
-SCHEMA = "geomsafe.analysis/2"
+SCHEMA = "geomsafe.analysis/3"
 
 
 def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> dict[str, Any]:
@@ -66,7 +69,8 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
     study = make_study(runs)
     sweep = make_sweep(source, study) if source else None
     contrasts = make_contrasts(sweep) if sweep else []
-    tables = sweep_tables(sweep, contrasts) | _tables(study, left_out)
+    terrains, unread = read_terrains({name: run.path for name, run in runs.items()})
+    tables = sweep_tables(sweep, contrasts) | _tables(study, left_out) | _landscape_tables(terrains, unread, study)
     scope = _scope(study, tables["arms"]["rows"])
     said, banners = _claims(study, sweep, contrasts, scope, tables, mixed)
     return {
@@ -86,6 +90,7 @@ def collect(paths: Sequence[Path], out: Path, *, allow_mixed: bool = False) -> d
         "banners": banners,
         "trust": trust.make_trust(study, tables),
         "sweep": _sweep_head(sweep),
+        "landscapes": landscape_tables.described(terrains),
         "tables": tables,
         "completions": browser.browse_completions(study, browser.MOST_ARMS if sweep else None),
         "provenance": {name: run.record.provenance for name, run in study.runs.items()},
@@ -175,6 +180,35 @@ def _tables(study: Study, left_out: list[dict[str, Any]]) -> dict[str, Any]:
              judging.JUDGES, judging.judge_rows(study)),
             ("runs", "Runs", "settings and data by hash", RUNS, _run_rows(study)),
             ("left_out", "Runs left out", "not finished, so not analysed", LEFT_OUT, left_out),
+        )
+    }  # fmt: skip
+
+
+def _landscape_tables(terrains: Sequence[Terrain], left_out: list[dict[str, Any]], study: Study) -> dict[str, Any]:
+    lines = edges_of(terrains)
+    return {
+        name: table(title, note, keys, rows)
+        for name, title, note, keys, rows in (
+            ("landscapes", "Landscapes", "each is one theta_0 with its directions",
+             landscape_tables.LANDSCAPES, landscape_tables.landscape_rows(terrains, left_out)),
+            ("landscape_lines", "Curves", "means over prompts; intervals by cluster",
+             landscape_tables.LINES, landscape_tables.line_rows(terrains)),
+            ("landscape_bands", "Bands", "5th to 95th percentile over at least 10 random directions",
+             landscape_tables.BANDS, landscape_tables.band_rows(terrains)),
+            ("landscape_plane", "Planes", "means over prompts",
+             landscape_tables.PLANE, landscape_tables.plane_rows(terrains)),
+            ("landscape_paths", "Paths", "projections; read beside the share that lies outside",
+             landscape_tables.PATHS, landscape_tables.path_rows(terrains)),
+            ("basin_edges", "Edges of the basin", "first crossing on each side; bootstrap over clusters of prompts",
+             landscape_tables.EDGES, landscape_tables.edge_rows(lines)),
+            ("basin_widths", "Half-widths", "mean of both sides; random directions are the yardstick",
+             landscape_tables.WIDTHS, landscape_tables.width_rows(lines)),
+            ("visage", "VISAGE", "at its authors' settings; all directions: interval over directions and prompts",
+             landscape_tables.VISAGES, landscape_tables.visage_rows(terrains)),
+            ("basin_margins", "Margins", "on each run's own straight line, which is not its path",
+             landscape_tables.MARGINS, landscape_tables.margin_rows(lines)),
+            ("basin_prediction", "What foretells the end", "runs are taken as independent; nothing is corrected",
+             landscape_tables.PREDICTIONS, landscape_tables.prediction_rows(lines, study.runs)),
         )
     }  # fmt: skip
 

@@ -8,19 +8,11 @@ A table never guesses: a value without an entry here cannot be written.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from geomsafe.errors import RecordError
-
-
-class Column(NamedTuple):
-    """What a column means; `better` is "lower", "higher" or "" where neither is."""
-
-    title: str
-    unit: str
-    better: str
-    definition: str
-
+from geomsafe.reports.column import Column
+from geomsafe.reports.landscape_columns import LANDSCAPE_COLUMNS
 
 _TEXT: dict[str, Column] = {
     "arm": Column("arm", "", "", "runs that differ only in their seed, and the kind of weights; theta_0 is the start"),
@@ -372,7 +364,7 @@ def _of_measures() -> dict[str, Column]:
     return found
 
 
-COLUMNS: dict[str, Column] = _TEXT | _COUNTS | _NUMBERS | _READINGS | _of_measures()
+COLUMNS: dict[str, Column] = LANDSCAPE_COLUMNS | _TEXT | _COUNTS | _NUMBERS | _READINGS | _of_measures()
 
 
 def table(title: str, note: str, keys: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:

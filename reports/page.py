@@ -20,6 +20,8 @@ from geomsafe.reports.figures_conflict import cosine_figure, kinds_figure
 from geomsafe.reports.figures_drift import drift_figure, rates_figure
 from geomsafe.reports.figures_geometry import distance_figure, spectrum_figure
 from geomsafe.reports.figures_judges import kappa_figure
+from geomsafe.reports.figures_landscape import landscape_figures
+from geomsafe.reports.figures_plane import plane_figures
 from geomsafe.reports.figures_shallow import shallow_figure
 from geomsafe.reports.figures_subspaces import (
     excess_figure,
@@ -83,19 +85,17 @@ def render(analysis: dict[str, Any]) -> str:
         "embedded": _embedded,
     }
     first_rows = first_screen(analysis)
-    swept = swept_arms(analysis)
-    drawn, left_out = narrowed(analysis, {row["key"] for row in first_rows})
-    figures = [
-        figure if figure.plot is None else figure.noted(left_out) for figure in run_figures(with_names(drawn, swept))
-    ]
+    drawn, figures = _drawn(analysis, first_rows)
     sweep = sweep_context(analysis)
+    landscape = [*landscape_figures(analysis), *plane_figures(analysis)]
     # The page carries the analysis once, for downloads; answers and settings stand in its text.
     carried = {key: value for key, value in analysis.items() if key not in {"completions", "configs", "provenance"}}
     carried["tables"] = {name: _columnar(one) for name, one in analysis["tables"].items()}
     return environment.get_template("report.html.j2").render(
         analysis=analysis,
         tables=analysis["tables"],
-        figures={figure.id: figure for figure in (*figures, *sweep["sweep_figures"])},
+        figures={figure.id: figure for figure in (*figures, *sweep["sweep_figures"], *landscape)},
+        landscape_figures=landscape,
         first_rows=first_rows,
         other_judges=other_judges(analysis["tables"]["judges"]["rows"]),
         looks=looks(drawn),
@@ -108,6 +108,27 @@ def render(analysis: dict[str, Any]) -> str:
         script=Markup("".join(loader.get_source(environment, name)[0] for name in SCRIPTS)),
         **sweep,
     )
+
+
+def all_figures(analysis: dict[str, Any]) -> list[Figure]:
+    """Draw every figure of the page.
+
+    Args:
+        analysis: analysis.json.
+
+    Returns:
+        The figures that have a plot.
+    """
+    _, figures = _drawn(analysis, first_screen(analysis))
+    more = [*sweep_context(analysis)["sweep_figures"], *landscape_figures(analysis), *plane_figures(analysis)]
+    return [figure for figure in (*figures, *more) if figure.plot is not None]
+
+
+def _drawn(analysis: dict[str, Any], first_rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Figure]]:
+    """Return the arms that are drawn, and the figures that every report has of them."""
+    drawn, left_out = narrowed(analysis, {row["key"] for row in first_rows})
+    figures = run_figures(with_names(drawn, swept_arms(analysis)))
+    return drawn, [figure if figure.plot is None else figure.noted(left_out) for figure in figures]
 
 
 def run_figures(analysis: dict[str, Any]) -> list[Figure]:

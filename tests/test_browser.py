@@ -109,6 +109,8 @@ def lookup(analysis: dict[str, Any], key: str) -> Any:
     """Return the value that a data-key names: table/row[/more row keys]/column."""
     table, *row_key, column = key.split("/")
     rows = analysis["tables"][table]["rows"]
+    if table.startswith("basin_"):
+        return rows[int(row_key[0])][column]
     if table == "directions":
         # The page shows the last token, the CSV all.
         rows = [row for row in rows if row["position"] == -1]
@@ -117,9 +119,13 @@ def lookup(analysis: dict[str, Any], key: str) -> Any:
         "attacks": ["key", "suite"],
         "judges": ["key", "first", "second"],
         "proxies": ["proxy"],
+        "landscapes": ["landscape"],
         "directions": ["key", "block"],
     }.get(table, ["key"])
     return next(row[column] for row in rows if [str(row[name]) for name in names] == row_key)
+
+
+NOTHING = r"not run|not reached|no answers|undefined|–"
 
 
 def disagreements(page: Page, analysis: dict[str, Any]) -> list[str]:
@@ -128,7 +134,9 @@ def disagreements(page: Page, analysis: dict[str, Any]) -> list[str]:
     for key, value, text in page.cells:
         wanted = lookup(analysis, key)
         if wanted is None or value is None:
-            if (wanted is None) != (value is None) or not re.match(r"not run|no answers|undefined|–", text.strip()):
+            if (wanted is None) != (value is None) or not re.match(
+                r"not run|not reached|no answers|undefined|–", text.strip()
+            ):
                 wrong.append(f"{key}: page {value!r} '{text}', record {wanted!r}")
         elif isinstance(wanted, str):
             if value != wanted:
