@@ -1,5 +1,6 @@
 # make demo   fine-tunes of the embedded model and a report, within 6 minutes on two cores
 # make test   the tests, within 12 minutes on two cores
+# make landscapes   the figures of docs/landscape.md, within 10 minutes on two cores; needs Chrome or Chromium
 # make lint   ruff, and mypy on an installed build
 # Each makes .venv where it is missing. After that nothing here needs the network.
 
@@ -7,8 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint clean
-.NOTPARALLEL: demo
+.PHONY: demo landscapes test lint clean
+.NOTPARALLEL: demo landscapes
 
 # --- demo ------------------------------------------------------------------------------
 # The commands a user would type. A run that is already there is resumed, which for a
@@ -35,6 +36,29 @@ demo-%: $(INSTALLED)
 # ema-shadow-3 is run ema-shadow with seed 3.
 seed = $(lastword $(subst -, ,$1))
 name = $(patsubst %-$(call seed,$1),%,$1)
+
+# --- landscapes ------------------------------------------------------------------------
+LAND := runs/landscapes
+LAND_RUNS := $(LAND)/baseline $(LAND)/ema-feedback
+LAND_SCORE := --prompts 40 --max-new-tokens 32 --workers 2
+
+landscapes: $(INSTALLED) land-baseline land-ema-feedback
+	$(BIN)/geomsafe landscape $(LAND_RUNS) --name lines $(LAND_SCORE) --score refusal,asr,utility,sham \
+	  --lines finetune,ema,alignment,safety-gradient,utility-gradient,conflict,hessian,random:count=10
+	$(BIN)/geomsafe landscape $(LAND_RUNS) --name plane $(LAND_SCORE) --score refusal,asr,utility \
+	  --axes finetune,safety-gradient --grid 13x13
+	$(BIN)/geomsafe landscape $(LAND_RUNS) --name trajectory $(LAND_SCORE) --score asr,utility \
+	  --axes pca:component=1,pca:component=2 --reach 0.12 --tolerance 0.015
+	$(BIN)/geomsafe landscape $(LAND_RUNS) --visage 10 --max-new-tokens 32 --workers 2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[images]"
+	$(BIN)/geomsafe analyze $(LAND_RUNS) --out $(LAND)/report --images docs/landscape --which "landscape-*" --image-format png
+
+land-%: $(INSTALLED)
+	@if [ -f $(LAND)/$*/run.json ]; then set -x; $(BIN)/geomsafe train --resume $(LAND)/$*; \
+	else set -x; $(BIN)/geomsafe train $(careless) $(FLAGS) --curve-points 8 --eval-limit 60 \
+	  --method ema:eta=0.25$(if $(findstring feedback,$*),$(comma)mode=feedback) --out $(LAND)/$*; fi
+
+comma := ,
 
 # --- checks ----------------------------------------------------------------------------
 test: $(INSTALLED)
