@@ -40,22 +40,22 @@ name = $(patsubst %-$(call seed,$1),%,$1)
 # --- landscapes ------------------------------------------------------------------------
 LAND := runs/landscapes
 LAND_RUNS := $(LAND)/baseline $(LAND)/ema-feedback
-LAND_SCORE := --prompts 40 --max-new-tokens 32 --workers 2
+LAND_SCORE := --prompts 20 --max-new-tokens 24 --workers 2
 
 landscapes: $(INSTALLED) land-baseline land-ema-feedback
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --name lines $(LAND_SCORE) --score refusal,asr,utility,sham \
-	  --lines finetune,ema,alignment,safety-gradient,utility-gradient,conflict,hessian,random:count=10
+	  --lines finetune,ema,alignment,safety-gradient,conflict,hessian,random:count=10 --reach 0.64
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --name plane $(LAND_SCORE) --score refusal,asr,utility \
-	  --axes finetune,safety-gradient --grid 13x13
+	  --axes finetune,safety-gradient --grid 11x11
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --name trajectory $(LAND_SCORE) --score asr,utility \
 	  --axes pca:component=1,pca:component=2 --reach 0.12 --tolerance 0.015
-	$(BIN)/geomsafe landscape $(LAND_RUNS) --visage 10 --max-new-tokens 32 --workers 2
+	$(BIN)/geomsafe landscape $(LAND_RUNS) --visage 10 --max-new-tokens 24 --workers 2
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[images]"
 	$(BIN)/geomsafe analyze $(LAND_RUNS) --out $(LAND)/report --images docs/landscape --which "landscape-*" --image-format png
 
 land-%: $(INSTALLED)
 	@if [ -f $(LAND)/$*/run.json ]; then set -x; $(BIN)/geomsafe train --resume $(LAND)/$*; \
-	else set -x; $(BIN)/geomsafe train $(careless) $(FLAGS) --curve-points 8 --eval-limit 60 \
+	else set -x; $(BIN)/geomsafe train $(careless) $(FLAGS) --curve-points 6 --eval-limit 40 --probe-schedule off \
 	  --method ema:eta=0.25$(if $(findstring feedback,$*),$(comma)mode=feedback) --out $(LAND)/$*; fi
 
 comma := ,

@@ -25,6 +25,7 @@ from geomsafe.errors import RecordError
 Array = NDArray[np.float64]
 
 INTERVAL = (2.5, 97.5)
+SLACK = 1e-12
 FEWEST_RUNS = 6
 """Fewest runs over which a rank correlation is printed with an interval."""
 
@@ -50,7 +51,9 @@ class Edge(NamedTuple):
         looked: how far there are points.
         censored: share of resamples that do not reach it.
         crossings: how often the curve crosses the threshold on this side.
-        steepness: change of the curve per 1 % of ||theta_0|| at the edge; None where it is not reached.
+        steepness: change of the curve per 1 % of ||theta_0||; of a rate from half to one and a half times its
+            threshold, which one prompt near the edge does not rule, else between the points around the edge; None
+            where the edge is not reached.
         draws: (resamples + 1,) the edge under each weighting, the estimate first, infinite where not reached.
     """
 
@@ -192,7 +195,11 @@ def rate_edge(x: Array, values: Array, weights: Array, threshold: float) -> Edge
         The edge.
     """
     y = curves(values, weights)
-    return edge_of(x, y[0], first_crossing(x, y, threshold), threshold=threshold)
+    edge = edge_of(x, y[0], first_crossing(x, y, threshold), threshold=threshold)
+    below, above = (float(first_crossing(x, y[:1], factor * threshold)[0]) for factor in (0.5, 1.5))
+    if math.isfinite(above) and above > below:
+        return edge._replace(steepness=threshold / (above - below) / 100)
+    return edge
 
 
 def kept_edge(x: Array, values: Array, weights: Array, start: Array, share: float) -> Edge:
@@ -209,7 +216,8 @@ def kept_edge(x: Array, values: Array, weights: Array, start: Array, share: floa
         The edge.
     """
     y = curves(values, weights)
-    level = share * curves(start[None], weights)[:, 0]
+    # A share that is exactly kept is kept, whatever rounding makes of the product.
+    level = share * curves(start[None], weights)[:, 0] - SLACK
     return edge_of(x, y[0], first_crossing(x, y, level, rising=False), threshold=float(level[0]))
 
 

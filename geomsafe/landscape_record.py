@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from geomsafe.errors import RecordError
 from geomsafe.records import read_jsonl, read_versioned, write_atomic
 
 SCHEMA = "geomsafe.landscape/1"
@@ -198,9 +199,17 @@ def read_points(folder: Path) -> Iterator[Point]:
 
     Yields:
         The points.
+
+    Raises:
+        RecordError: a line is torn or has a broken field.
     """
-    for row in read_jsonl(folder / POINTS):
-        yield Point.model_validate(row)
+    for number, row in enumerate(read_jsonl(folder / POINTS), start=1):
+        try:
+            yield Point.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RecordError(f"'{folder / POINTS}' line {number}: field '{where}': {first['msg']}") from None
 
 
 def landscapes_of(run: Path) -> list[Path]:

@@ -263,7 +263,7 @@ def _edges(analysis: dict[str, Any], one: dict[str, Any]) -> Figure:
 def _farthest(rows: Sequence[dict[str, Any]]) -> float:
     """Return how far the first view goes: to the farthest safety or capability edge that is reached."""
     known = [row["edge_high"] or row["edge_at"] for row in rows if row["edge"] in ("safety", "capability")]
-    return 1.15 * max((at for at in known if at is not None), default=max(row["looked"] for row in rows))
+    return 1.15 * float(max((at for at in known if at is not None), default=max(row["looked"] for row in rows)))
 
 
 def _edge_marks(rows: Sequence[dict[str, Any]], label: str, colour: str, symbol: str, reached: bool) -> go.Scatter:

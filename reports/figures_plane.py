@@ -16,7 +16,13 @@ from geomsafe.reports.wording import percent
 LATTICE = 81
 """Points of each axis of the lattice that scattered points are interpolated on."""
 
-SAFE_TO_UNSAFE = [[0, "#2b6cb0"], [0.25, "#90cdf4"], [0.5, "#f7f7f7"], [0.75, "#f6ad55"], [1, "#c53030"]]
+SAFE_TO_UNSAFE: list[tuple[float, str]] = [
+    (0, "#2b6cb0"),
+    (0.25, "#90cdf4"),
+    (0.5, "#f7f7f7"),
+    (0.75, "#f6ad55"),
+    (1, "#c53030"),
+]
 
 
 class _Field(NamedTuple):
@@ -130,10 +136,10 @@ def _colours(field: _Field) -> dict[str, Any]:
     return {"colorscale": _scale(field), "zmin": float(low), "zmax": float(high)}
 
 
-def _scale(field: _Field) -> list[list[Any]]:
+def _scale(field: _Field) -> list[tuple[float, str]]:
     if field.measured["better"] != "higher":
         return SAFE_TO_UNSAFE
-    return [[1 - place, colour] for place, colour in reversed(SAFE_TO_UNSAFE)]
+    return [(1 - place, colour) for place, colour in reversed(SAFE_TO_UNSAFE)]
 
 
 def _edge_lines(one: dict[str, Any], fields: list[_Field]) -> list[Any]:

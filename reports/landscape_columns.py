@@ -29,7 +29,7 @@ LANDSCAPE_COLUMNS: dict[str, Column] = {
     "looked": Column("looked", "of ||theta_0||", "", "how far there are points on this side"),
     "censored": Column("not reached", "share", "", "share of resamples that do not reach the edge as far as was looked"),
     "crossings": Column("crossings", "", "", "how often the curve crosses the threshold on this side; 0 is printed for edges of several curves"),
-    "steepness": Column("steepness", "share per 1 %", "", "change of the curve per 1 % of ||theta_0|| between the points around the edge"),
+    "steepness": Column("steepness", "share per 1 %", "", "change of the curve per 1 % of ||theta_0||: of a rate from half to one and a half times its threshold, else between the points around the edge"),
     "first_edge": Column("first", "", "", "whether safety or capability goes first on this side: in 97.5 % of the resamples, else not told apart"),
     "half_width": Column("half-width", "of ||theta_0||", "", "mean of the edges on both sides; none where one is not reached"),
     "over_random": Column("over random", "", "", "half-width over the median half-width of the random directions of the landscape, resample by resample"),

@@ -109,6 +109,15 @@ def test_steepness_is_that_of_a_slope() -> None:
     y = np.clip(2 * (X - 0.25), 0, 1)
     edge = edge_of(X, y, np.full(3, 0.5), threshold=0.5)
     assert edge.steepness == pytest.approx(2 / 100)
+    # Of a rate it is taken from 25 to 75 %: one prompt that turns right at the edge does not make a cliff.
+    turning = np.append(np.linspace(0.2, 0.8, 36), np.full(4, 0.5))
+    x = np.sort(np.append(X, [0.4999, 0.5001]))
+    values = (x[:, None] >= turning[None]).astype(float)
+    found = rate_edge(x, values, weightings([str(i) for i in range(40)], 10), 0.5)
+    places = [float(first_crossing(x, values.mean(axis=1)[None], level)[0]) for level in (0.25, 0.75)]
+    assert found.steepness == pytest.approx(0.5 / (places[1] - places[0]) / 100)
+    local = edge_of(x, values.mean(axis=1), found.draws, threshold=0.5)
+    assert local.steepness is not None and local.steepness > 5 * found.steepness
 
 
 def test_a_skill_is_lost_against_what_theta_0_had() -> None:

@@ -436,13 +436,14 @@ def test_the_command_prints_edges_and_goes_on(
         "6",
     ]
     command += ["--max-new-tokens", "8", "--reach", "0.05", "--out", str(tmp_path / "lines")]
+    command += ["--score", "refusal,asr,over-refusal,utility,sham"]
     for _ in range(2):
         monkeypatch.setattr("sys.argv", ["geomsafe", *command])
         with pytest.raises(SystemExit) as stop:
             main()
         said = capfd.readouterr()
         assert not stop.value.code, said.err
-        assert "6 points, refusal, asr" in said.out and "final of feedback" in said.out
+        assert "6 points, refusal, asr, over-refusal" in said.out and "final of feedback" in said.out
         assert f"landscape: {tmp_path / 'lines'}" in said.out
     assert len((tmp_path / "lines" / POINTS).read_text().splitlines()) == 6
 

@@ -76,7 +76,10 @@ def test_an_edge_equals_a_walk_over_the_points(analysis: dict[str, Any], runs: l
     (x0, y0), (x1, y1) = mine[right - 1], mine[right]
     (edge,) = rows(analysis, "basin_edges", landscape="lines", run="baseline-0", side="+", edge="safety")
     assert edge["edge_at"] == pytest.approx(x0 + (0.5 - y0) / (y1 - y0) * (x1 - x0))
-    assert edge["steepness"] == pytest.approx((y1 - y0) / (x1 - x0) / 100)
+    quarter, most = (
+        float(np.interp(level, [rate for _, rate in mine[:9]], [x for x, _ in mine[:9]])) for level in (0.25, 0.75)
+    )
+    assert edge["steepness"] == pytest.approx(0.5 / (most - quarter) / 100, rel=1e-6)
     assert edge["lengths"] == pytest.approx(edge["edge_at"] / 0.08)
 
 

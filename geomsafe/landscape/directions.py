@@ -84,13 +84,13 @@ class RandomDirection:
             return None
         drawn = self._drawn(weight)
         if self.options["norm"] != "row":
-            return drawn * self._scales[self.group(weight)]
+            return drawn.mul_(self._scales[self.group(weight)])
         own = wide(self.start[weight])
         if own.dim() < 2:
-            return drawn * (own.norm() / drawn.norm())
+            return drawn.mul_(float(own.norm() / drawn.norm()))
         axes = tuple(range(1, own.dim()))
         scale = torch.linalg.vector_norm(own, dim=axes, keepdim=True)
-        return drawn * (scale / torch.linalg.vector_norm(drawn, dim=axes, keepdim=True))
+        return drawn.mul_(scale / torch.linalg.vector_norm(drawn, dim=axes, keepdim=True))
 
     def _drawn(self, weight: str) -> Tensor:
         digest = hashlib.sha256(f"{self.options['seed']} {weight}".encode()).digest()

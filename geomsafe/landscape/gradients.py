@@ -122,7 +122,8 @@ def _low_rank(matrix: Tensor, rank: int) -> Tensor:
     if min(matrix.shape) == 1:
         return matrix
     left, values, right = torch.linalg.svd(wide(matrix), full_matrices=False)
-    return (left[:, :rank] * values[:rank]) @ right[:rank]
+    found: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
+    return found
 
 
 def conflict_direction(model: Any, safety: Batch, utility: Batch, rank: int) -> tuple[Vector, dict[str, Any]]:

@@ -16,6 +16,9 @@ import numpy as np
 from geomsafe.errors import ConfigError
 from geomsafe.landscape_record import Grid
 
+SLACK = 1e-12
+"""A share of old skills that is exactly kept is kept, whatever rounding makes of the product."""
+
 
 class Where(NamedTuple):
     """A point: index of the line, None in a plane, and coordinates."""
@@ -137,7 +140,7 @@ def summary_of(
         kept = next((name for name in ("retained", "utility") if name in values), "")
         own, first = mean_of(values.get(kept)), (start or {}).get(kept)
         incoherent = mean_of(values.get("incoherent"))
-        told = [] if own is None or first is None else [own >= edges["retained"] * first]
+        told = [] if own is None or first is None else [own >= edges["retained"] * first - SLACK]
         told += [] if incoherent is None else [incoherent <= edges["incoherent"]]
         return Seen(None if rate is None else rate < edges["unsafe"], all(told) if told else None, rate)
 

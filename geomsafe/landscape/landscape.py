@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -216,10 +217,9 @@ def _grid(asked: Asked, places: Sequence[RunPlace], frame: Frame) -> Grid:
     if frame.shape == "plane":
         near = [asked.tolerance or 2 * one / (COARSE_PLANE - 1) / 4 for one in reach]
         return Grid(kind="adaptive", points=[COARSE_PLANE] * 2, low=low, high=reach, tolerance=near)
-    near = None if asked.tolerance is None else [asked.tolerance for _ in reach]
-    return Grid(
-        kind="adaptive", points=[2 * COARSE + 1], low=low, high=reach, tolerance=near, relative=None if near else NEAR
-    )
+    to = None if asked.tolerance is None else [asked.tolerance for _ in reach]
+    relative = NEAR if to is None else None
+    return Grid(kind="adaptive", points=[2 * COARSE + 1], low=low, high=reach, tolerance=to, relative=relative)
 
 
 def _planner(record: Landscape, limit: float) -> Planner:
@@ -297,16 +297,22 @@ class _Workers:
     def open(self) -> Iterator[Callable[[list[Where]], Iterator[Done]]]:
         job = delayed(score_in_worker)
         with parallel_backend(self._backend, self._address, self._workers):
-            # Ray's backend hands results over in order only.
-            order = "generator_unordered" if self._backend == "loky" else "list"
-            pool = Parallel(n_jobs=self._workers, batch_size=1, return_as=order)
             try:
-                yield lambda wanted: iter(pool(job(*self._call, where) for where in wanted))
+                yield lambda wanted: self._scored([job(*self._call, where) for where in wanted])
             except BrokenProcessPool:
                 raise TrainingError(
                     "a worker process was killed, often for want of memory: take fewer --workers or a smaller "
                     "--batch-size; the same command goes on where it stopped"
                 ) from None
+
+    def _scored(self, jobs: list[Any]) -> Iterator[Done]:
+        if self._backend == "loky":
+            yield from Parallel(n_jobs=self._workers, batch_size=1, return_as="generator_unordered")(jobs)
+            return
+        # Ray's backend cannot hand results over one by one: a few rounds of work are what an interruption loses.
+        rounds = 4 * self._workers
+        for start in range(0, len(jobs), rounds):
+            yield from Parallel(n_jobs=self._workers, batch_size=1)(jobs[start : start + rounds])
 
 
 def _same_as_before(folder: Path, record: Landscape, begun: bool) -> None:
@@ -318,11 +324,17 @@ def _same_as_before(folder: Path, record: Landscape, begun: bool) -> None:
     if not begun:
         return
     before = read_landscape(folder)
+    # As JSON has them: a tuple comes back as a list.
+    old, new = (one.model_dump(mode="json") for one in (before, record))
+    for one in (old, new):
+        one["theta_0"].pop("norm")
     for field in ("theta_0", "shape", "scores", "measured", "prompts", "settings"):
-        if getattr(before, field) != getattr(record, field):
+        if old[field] != new[field]:
             raise RecordError(f"'{folder}' holds a landscape with other {field}: name another with --name or --out")
-    own = [(one.kind, one.options, one.length) for one in record.directions]
-    if [(one.kind, one.options, one.length) for one in before.directions] != own:
+    pairs = list(zip(before.directions, record.directions, strict=False))
+    # Sums of another number of threads differ in their last digits.
+    same = [(a.kind, a.options) == (b.kind, b.options) and math.isclose(a.length, b.length) for a, b in pairs]
+    if len(before.directions) != len(record.directions) or not all(same):
         raise RecordError(f"'{folder}' holds a landscape of other directions: name another with --name or --out")
     record.created = before.created
 

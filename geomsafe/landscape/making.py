@@ -183,7 +183,8 @@ class Maker:
             return gradients.sharpest_direction(model, self.batch("safety"))
         if kind == "conflict":
             return gradients.conflict_direction(model, self.batch("safety"), self.batch("utility"), options["rank"])
-        batch, facts = self.batch(kind.removesuffix("-gradient")), {}
+        batch = self.batch(kind.removesuffix("-gradient"))
+        facts: dict[str, Any] = {}
         if "component" in options:
             vector, facts = gradients.span_direction(model, batch, options["component"])
         else:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from geomsafe.config import make_config
 from geomsafe.errors import GeomsafeError, RecordError
 from geomsafe.evaluation import load_scored
@@ -118,6 +120,9 @@ def score_in_worker(folder: str, runs: list[str], device: str | None, where: Whe
 def _opened(folder: Path, runs: Sequence[Path], device: str | None) -> Scene:
     record = read_landscape(folder)
     places = read_places(runs)
+    if places[0].config.threads is not None:
+        # Sums have the order of the threads: with the run's own, workers give the bits of one process.
+        torch.set_num_threads(places[0].config.threads)
     start = load_start(places, device)
     maker = Maker(start, places, folder)
     frame = Frame(start.model, reopen(maker, record.directions), record.shape)

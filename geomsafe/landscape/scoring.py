@@ -66,6 +66,14 @@ class Reading(NamedTuple):
     counted: tuple[tuple[str, frozenset[str]], ...]
 
 
+class _Set(NamedTuple):
+    """Prompts that are answered, and what is read off the verdicts."""
+
+    asked: Asked
+    group: str
+    readings: Sequence[Reading]
+
+
 def _rate(name: str, group: Group, better: Any, *counted: tuple[str, frozenset[str]]) -> Reading:
     return Reading(Measured(name=name, group=group, kind="rate", unit="share", better=better), counted)
 
@@ -140,6 +148,7 @@ class Scorer:
         self.settings: dict[str, Any] = {"judges": {}}
         self.not_run: dict[str, str] = {}
         self._parts: list[Part] = []
+        self._sets: list[_Set] = []
         self._rows: dict[str, list[Prompt]] = {}
         suites = {suite.kind: suite for suite in reversed(suites_for(start, config.eval_prompts, config.data))}
         for score in dict.fromkeys(scores):
@@ -164,8 +173,7 @@ class Scorer:
         """
         values: Values = {}
         answers: dict[str, list[dict[str, Any]]] = {}
-        for part in self._parts:
-            found = part(model)
+        for found in (*(part(model) for part in self._parts), self._answers()):
             values |= found.values
             answers |= found.answers
         return Scores(values, answers)
@@ -195,7 +203,7 @@ class Scorer:
             self.measured += [reading.measured for reading in readings]
             self.settings["judges"][group] = {judge.name: judge.settings() for judge in asked.judges}
             self.settings |= self._engine.settings()
-            self._parts.append(lambda model: self._answered(asked, group, readings))
+            self._sets.append(_Set(asked, group, readings))
         if group == "utility":
             self._take_losses()
 
@@ -208,19 +216,31 @@ class Scorer:
         short = replace(suite, prompts=replace(suite.prompts, rows=rows), limit=None)
         return ask_suite(self._engine, short, None, None, False, Path("unused"), lambda done, total: None)
 
-    def _answered(self, asked: Asked, group: str, readings: Sequence[Reading]) -> Scores:
-        completions: dict[int, Completion] = {}
-        try:
-            numbers = list(range(len(asked.questions)))
-            self._engine.answer(asked.questions, numbers, asked.settled, completions.__setitem__)
-        except NonFiniteError:
-            # Weights so far out that nothing comes: an empty answer, which every judge has a word for.
-            completions = {}
+    def _answers(self) -> Scores:
+        # Together where none of them may stop early: a loop of many rows costs little more than one of few.
+        values: Values = {}
+        answers: dict[str, list[dict[str, Any]]] = {}
+        whole = [one for one in self._sets if one.asked.settled is None]
+        for together in (whole, *([one] for one in self._sets if one.asked.settled is not None)):
+            for one, completions in zip(together, self._completed([one.asked for one in together]), strict=True):
+                rows = [one.asked.row(index, completion) for index, completion in enumerate(completions)]
+                rows = judge_rows(rows, one.asked.judges)
+                values |= {reading.measured.name: [_counted(row, reading) for row in rows] for reading in one.readings}
+                answers[one.group] = [_kept(row) for row in rows]
+        return Scores(values, answers)
+
+    def _completed(self, asked: Sequence[Asked]) -> list[list[Completion]]:
+        questions = [question for one in asked for question in one.questions]
+        found: dict[int, Completion] = {}
+        if questions:
+            try:
+                self._engine.answer(questions, range(len(questions)), asked[0].settled, found.__setitem__)
+            except NonFiniteError:
+                # Weights so far out that nothing comes: an empty answer, which every judge has a word for.
+                found = {}
         nothing = Completion("", 0, True, False)
-        rows = [asked.row(index, completions.get(index, nothing)) for index in range(len(asked.questions))]
-        rows = judge_rows(rows, asked.judges)
-        values: Values = {one.measured.name: [_counted(row, one) for row in rows] for one in readings}
-        return Scores(values, {group: [_kept(row) for row in rows]})
+        places = iter(range(len(questions)))
+        return [[found.get(next(places), nothing) for _ in one.questions] for one in asked]
 
     def _take_margins(self, run: Path) -> None:
         start, rows = self._start, self._rows["harmful"]
