@@ -1,6 +1,6 @@
 # make demo   fine-tunes of the embedded model and a report, within 6 minutes on two cores
 # make test   the tests, within 12 minutes on two cores
-# make landscapes   the figures of docs/landscape.md, within 10 minutes on two cores; needs Chrome or Chromium
+# make landscapes   the figures of docs/landscape.md, some 10 to 15 minutes on two cores; needs Chrome or Chromium
 # make lint   ruff, and mypy on an installed build
 # Each makes .venv where it is missing. After that nothing here needs the network.
 
@@ -40,13 +40,13 @@ name = $(patsubst %-$(call seed,$1),%,$1)
 # --- landscapes ------------------------------------------------------------------------
 LAND := runs/landscapes
 LAND_RUNS := $(LAND)/baseline $(LAND)/ema-feedback
-LAND_SCORE := --prompts 20 --max-new-tokens 24 --workers 2
+LAND_SCORE := --prompts 30 --max-new-tokens 24 --workers 2
 
 landscapes: $(INSTALLED) land-baseline land-ema-feedback
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --name lines $(LAND_SCORE) --score refusal,asr,utility,sham \
-	  --lines finetune,ema,alignment,safety-gradient,conflict,hessian,random:count=10 --reach 0.64
+	  --lines finetune,ema,alignment,safety-gradient,utility-gradient,conflict,hessian,random:count=10 --reach 0.64
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --name plane $(LAND_SCORE) --score refusal,asr,utility \
-	  --axes finetune,safety-gradient --grid 11x11
+	  --axes finetune,safety-gradient --grid 13x13
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --name trajectory $(LAND_SCORE) --score asr,utility \
 	  --axes pca:component=1,pca:component=2 --reach 0.12 --tolerance 0.015
 	$(BIN)/geomsafe landscape $(LAND_RUNS) --visage 10 --max-new-tokens 24 --workers 2

@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
+
 from geomsafe.errors import ConfigError
 from geomsafe.reports.figures import Figure
 from geomsafe.reports.page import all_figures
@@ -44,7 +46,9 @@ def _written(figure: Figure, path: Path) -> Path:
     Raises:
         ConfigError: kaleido is missing.
     """  # noqa: DOC201, DOC501
-    plot: Any = figure.plot
+    plot: Any = go.Figure(figure.plot)
+    # A picture has no buttons to press.
+    plot.update_layout(updatemenus=[])
     try:
         plot.write_image(path, width=WIDTH, height=plot.layout.height, scale=SCALE)
     except (ImportError, ValueError) as error:
