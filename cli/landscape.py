@@ -64,7 +64,7 @@ def landscape(
 
     from geomsafe.cli.tables import print_table
     from geomsafe.landscape import Asked, make_landscape
-    from geomsafe.reports.basins import edge_summary
+    from geomsafe.reports.landscape_summary import edge_summary
     from geomsafe.training.progress import ScoreProgress
 
     asked = Asked(

@@ -16,11 +16,11 @@ from geomsafe.analyses.visage import visage
 from geomsafe.errors import ConfigError
 from geomsafe.landscape_record import read_landscape, read_points, write_landscape
 from geomsafe.reports import analyze
-from geomsafe.reports.basins import edge_summary
 from geomsafe.reports.collect import collect
 from geomsafe.reports.figures_landscape import landscape_figures
 from geomsafe.reports.figures_plane import plane_figures
 from geomsafe.reports.images import write_images
+from geomsafe.reports.landscape_summary import edge_summary
 from geomsafe.reports.page import all_figures, render
 
 
