@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geomsafe.records import Evaluation
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "analyze", "evaluate", "landscape", "sweep", "train"]
+__all__ = ["__version__", "analyze", "evaluate", "explore", "sweep", "train"]
 
 
 def train(config: TrainConfig | dict[str, Any] | None = None, *, resume: str | Path | None = None) -> Path:
@@ -96,7 +96,7 @@ def sweep(
     return result.folder
 
 
-def landscape(runs: Sequence[str | Path], out: str | Path | None = None, *, workers: int = 1, **asked: Any) -> Path:
+def explore(runs: Sequence[str | Path], out: str | Path | None = None, *, workers: int = 1, **asked: Any) -> Path:
     """Score a model around theta_0, as `geomsafe landscape` does; `analyze(runs)` then shows edges and figures.
 
     Args:

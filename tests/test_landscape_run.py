@@ -449,5 +449,5 @@ def test_the_command_prints_edges_and_goes_on(
 
 
 def test_the_same_from_python(runs: list[Path]) -> None:
-    folder = geomsafe.landscape(runs[:1], axes="finetune", grid="3", scores=("refusal",), prompts=4, reach=0.02)
+    folder = geomsafe.explore(runs[:1], axes="finetune", grid="3", scores=("refusal",), prompts=4, reach=0.02)
     assert folder == runs[0] / "landscape" / "finetune" and read_landscape(folder).status == "finished"
