@@ -21,7 +21,7 @@ def lopsided(seed: int, groups: int, share: float = 0.4) -> tuple[list[bool], li
     """Outcomes in clusters of 1 to 5 prompts that lean one way each, out of order."""
     rng = np.random.default_rng(seed)
     names = [f"c{group}" for group in range(groups) for _ in range(rng.integers(1, 6))]
-    leaning = {name: rng.beta(share * 2, (1 - share) * 2) for name in set(sorted(names))}
+    leaning = {name: rng.beta(share * 2, (1 - share) * 2) for name in sorted(set(names))}
     hits = [bool(rng.random() < leaning[name]) for name in names]
     order = rng.permutation(len(names))
     return [hits[i] for i in order], [names[i] for i in order]
