@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from geomsafe.errors import RecordError
-from geomsafe.records import read_jsonl, read_versioned, write_atomic
+from geomsafe.records import read_jsonl, read_versioned, validated, write_atomic
 
 SCHEMA = "geomsafe.landscape/1"
 FILE = "landscape.json"
@@ -202,14 +201,9 @@ def read_points(folder: Path) -> Iterator[Point]:
 
     Raises:
         RecordError: a line is torn or has a broken field.
-    """
+    """  # noqa: DOC502
     for number, row in enumerate(read_jsonl(folder / POINTS), start=1):
-        try:
-            yield Point.model_validate(row)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise RecordError(f"'{folder / POINTS}' line {number}: field '{where}': {first['msg']}") from None
+        yield validated(Point, row, f"'{folder / POINTS}' line {number}")
 
 
 def landscapes_of(run: Path) -> list[Path]:

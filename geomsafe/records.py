@@ -285,7 +285,7 @@ def read_versioned(kind: type[Record], path: Path, missing: str, readable: Seque
 
     Raises:
         RecordError: no file, not JSON, another schema version, or a broken field.
-    """
+    """  # noqa: DOC502
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -297,11 +297,28 @@ def read_versioned(kind: type[Record], path: Path, missing: str, readable: Seque
         raise RecordError(
             f"'{path}' has schema {version!r}, this geomsafe reads {' and '.join(readable)}: rerun or upgrade geomsafe"
         )
+    return validated(kind, loaded | {"schema_version": readable[0]}, f"'{path}'")
+
+
+def validated(kind: type[Record], loaded: Any, where: str) -> Record:
+    """Check what was read from a file.
+
+    Args:
+        kind: what it should be.
+        loaded: JSON values.
+        where: the place, for the message.
+
+    Returns:
+        It.
+
+    Raises:
+        RecordError: a field is broken; names the first.
+    """
     try:
-        return kind.model_validate(loaded | {"schema_version": readable[0]})
+        return kind.model_validate(loaded)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecordError(f"'{path}': field '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
+        raise RecordError(f"{where}: field '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
 
 
 class JsonLines:

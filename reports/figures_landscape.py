@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from geomsafe.analyses.basins import FEWEST_DIRECTIONS
 from geomsafe.reports.figures import COLOURS, GREY, INK, Figure, cell, panels, styled
 from geomsafe.reports.wording import percent
 
@@ -124,7 +125,7 @@ def _line_looks(one: dict[str, Any]) -> dict[int, str]:
     drawn = [line for line, direction in enumerate(one["directions"]) if direction["kind"] == "random"]
     named = [line for line, direction in enumerate(one["directions"]) if direction["kind"] != "random"]
     looks = {line: COLOURS[index % len(COLOURS)] for index, line in enumerate(named)}
-    return looks | dict.fromkeys(drawn if len(drawn) < 10 else [], "#9aa1ad")
+    return looks | dict.fromkeys(drawn if len(drawn) < FEWEST_DIRECTIONS else [], "#9aa1ad")
 
 
 def _curve(rows: Sequence[dict[str, Any]], colour: str, factor: float, legend: bool, thin: bool) -> go.Scatter:
@@ -205,7 +206,7 @@ def _thresholds(plot: go.Figure, one: dict[str, Any], name: str, where: dict[str
 
 
 def _reach(one: dict[str, Any]) -> float:
-    """Return how far the first view goes: twice the farthest end of a run, else all there is."""  # noqa: DOC201
+    """Return how far the first view goes: two and a half times the farthest end of a run, else all there is."""  # noqa: DOC201
     ends = [direction["length"] for direction in one["directions"] if direction["run"] is not None]
     return 2.5 * max(ends) if ends else float(max(one["grid"]["high"]))
 

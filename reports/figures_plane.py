@@ -88,23 +88,10 @@ def _contours(analysis: dict[str, Any], one: dict[str, Any], fields: list[_Field
                 **_colours(field),
             )
         )
-    edges = _edge_lines(one, fields)
-    for trace in edges:
-        plot.add_trace(trace)
-    others = len(edges)
-    for trace in (_dots(fields[0]), *_path_traces(paths), _origin()):
-        plot.add_trace(trace)
-        others += 1
-    buttons = [
-        {
-            "label": TITLES[field.measured["name"]].partition(" (")[0],
-            "method": "restyle",
-            "args": [{"visible": [number == index for number in range(len(fields))] + [True] * others}],
-        }
-        for index, field in enumerate(fields)
-    ]
+    others = [*_edge_lines(one, fields), _dots(fields[0]), *_path_traces(paths), _origin()]
+    plot.add_traces(others)
     styled(plot, 620, margin={"l": 72, "r": 24, "t": 118, "b": 60})
-    plot.update_layout(updatemenus=switch(buttons, 0.13), legend_y=1.01)
+    plot.update_layout(updatemenus=switch(_buttons(fields, len(others)), 0.13), legend_y=1.01)
     first, second = one["directions"]
     plot.update_xaxes(title_text=f"{first['name']} (of ‖θ₀‖)", showgrid=False)
     plot.update_yaxes(title_text=f"{second['name']} (of ‖θ₀‖)", showgrid=False)
@@ -125,6 +112,18 @@ def _contours(analysis: dict[str, Any], one: dict[str, Any], fields: list[_Field
         plot=plot,
         short=f"{one['landscape']}: plane",
     )
+
+
+def _buttons(fields: list[_Field], others: int = 0) -> list[dict[str, Any]]:
+    """Return one button a quantity, which shows its trace; `others` come after them and stay."""
+    return [
+        {
+            "label": TITLES[field.measured["name"]].partition(" (")[0],
+            "method": "restyle",
+            "args": [{"visible": [number == index for number in range(len(fields))] + [True] * others}],
+        }
+        for index, field in enumerate(fields)
+    ]
 
 
 def _colours(field: _Field) -> dict[str, Any]:
@@ -265,18 +264,10 @@ def _surface(analysis: dict[str, Any], one: dict[str, Any], fields: list[_Field]
                 hovertemplate="%{x:.4f}, %{y:.4f}: %{z:.4g}<extra></extra>",
             )
         )  # fmt: skip
-    buttons = [
-        {
-            "label": TITLES[field.measured["name"]].partition(" (")[0],
-            "method": "restyle",
-            "args": [{"visible": [number == index for number in range(len(fields))]}],
-        }
-        for index, field in enumerate(fields)
-    ]
     styled(plot, 560, margin={"l": 10, "r": 10, "t": 60, "b": 10})
     first, second = one["directions"]
     plot.update_layout(
-        updatemenus=switch(buttons, 0.02),
+        updatemenus=switch(_buttons(fields), 0.02),
         scene={
             "xaxis": {"title": {"text": first["name"]}},
             "yaxis": {"title": {"text": second["name"]}},

@@ -15,7 +15,6 @@ LANDSCAPE_COLUMNS: dict[str, Column] = {
     "coordinate": Column("coordinate", "of ||theta_0||", "", "signed distance from theta_0 along the direction, over the L2 norm of all weights"),
     "coordinate_y": Column("coordinate, second axis", "of ||theta_0||", "", "the same along the second axis of a plane"),
     "lengths": Column("in own lengths", "", "", "the coordinate over the length of what the direction was made of: 1 is the end of the fine-tune, or VISAGE's alpha of a random draw"),
-    "resolved": Column("resolved", "", "", "whether the step is above one unit in the last place of the weights; others are not plotted"),
     "quantity": Column("quantity", "", "", "unsafe: coherent compliance; asr: keyword-29 without hit; refusal_margin, refusal_log_odds, refusal_nll in nats; retained, utility, utility_loss, incoherent, over_refusal, sham_loss"),
     "average": Column("mean", "", "", "mean over prompts: a share for rates, else in the quantity's unit"),
     "unresolved": Column("unresolved", "points", "", "points whose step is below one unit in the last place of the weights"),
@@ -52,7 +51,6 @@ LANDSCAPE_COLUMNS: dict[str, Column] = {
     "spearman": Column("Spearman", "", "", "rank correlation over runs; an edge that is not reached ranks last; none below 6 runs"),
     "p": Column("p", "", "", "two-sided permutation of outcomes over runs; not corrected"),
     "said": Column("said", "", "", "foretells: p < .05; not shown to; or why not tested"),
-    "axis_x": Column("first axis", "", "", "direction of the first coordinate"),
     "residual": Column("off the plane", "share", "", "share of the displacement's squared length outside the plane or line"),
     "band_n": Column("directions", "", "", "random directions that reach this coordinate"),
 }  # fmt: skip

@@ -7,10 +7,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from geomsafe.analyses.basins import FEWEST_DIRECTIONS
-from geomsafe.landscape_record import read_landscape, read_points
 from geomsafe.reports.basin_edges import edges_of
 from geomsafe.reports.landscape_tables import edge_rows, visage_rows
-from geomsafe.reports.landscapes import Terrain
+from geomsafe.reports.landscapes import Terrain, read_terrain
 from geomsafe.reports.wording import plural
 
 
@@ -30,10 +29,9 @@ def edge_summary(folder: Path) -> Summary:
     Returns:
         What to print.
     """
-    record, points = read_landscape(folder), list(read_points(folder))
-    resolved = [point for point in points if point.resolved]
-    terrain = Terrain(record.name, record, resolved, len(points) - len(resolved))
-    lines = [f"{plural(len(points), 'point')}, {', '.join(record.scores)}"]
+    terrain = read_terrain(folder, folder.name)
+    record = terrain.record
+    lines = [f"{plural(len(terrain.points) + terrain.unresolved, 'point')}, {', '.join(record.scores)}"]
     if terrain.unresolved:
         lines.append(
             f"{plural(terrain.unresolved, 'point')} below one unit in the last place of {record.theta_0['dtype']}"
@@ -44,7 +42,7 @@ def edge_summary(folder: Path) -> Summary:
     summed = len({row["way"] for row in drawn}) >= FEWEST_DIRECTIONS
     rows = [_edge(row) for row in edges if not summed or row["way_kind"] != "random"]
     rows += _summed(drawn) if summed else []
-    if terrain.record.settings.get("visage"):
+    if record.settings.get("visage"):
         rows = [_visage(row) for row in visage_rows([terrain])]
     return Summary(lines, rows)
 

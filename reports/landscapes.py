@@ -106,13 +106,27 @@ def read_terrains(runs: Mapping[str, Path]) -> tuple[list[Terrain], list[dict[st
     for folder, run in folders.items():
         name = folder.name if names.count(folder.name) == 1 else f"{run}/{folder.name}"
         try:
-            record, points = read_landscape(folder), list(read_points(folder))
-            cause = None if record.status == "finished" else "not finished: give the same command again"
+            terrain = read_terrain(folder, name)
+            cause = None if terrain.record.status == "finished" else "not finished: give the same command again"
         except RecordError as error:
             cause = str(error)
         if cause is not None:
             left_out.append({"landscape": name, "status": "left out", "cause": cause, "path": shown_path(folder)})
             continue
-        resolved = [point for point in points if point.resolved]
-        found.append(Terrain(name, record, resolved, len(points) - len(resolved)))
+        found.append(terrain)
     return found, left_out
+
+
+def read_terrain(folder: Path, name: str) -> Terrain:
+    """Read one landscape, finished or not.
+
+    Args:
+        folder: its folder.
+        name: its name in the report.
+
+    Returns:
+        The landscape, its unresolved points left out and counted.
+    """
+    record, points = read_landscape(folder), list(read_points(folder))
+    resolved = [point for point in points if point.resolved]
+    return Terrain(name, record, resolved, len(points) - len(resolved))

@@ -6,7 +6,6 @@ folder. So memory holds one tensor of a direction at a time, however many direct
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from geomsafe.errors import RecordError
 from geomsafe.methods.origin import wide
+from geomsafe.methods.random_direction import seeded_draw
 
 Start = Mapping[str, Tensor]
 """theta_0: base name -> the model's own tensor, tied weights once. What is placed into the model later is not seen."""
@@ -93,15 +93,12 @@ class RandomDirection:
         return drawn.mul_(scale / torch.linalg.vector_norm(drawn, dim=axes, keepdim=True))
 
     def _drawn(self, weight: str) -> Tensor:
-        digest = hashlib.sha256(f"{self.options['seed']} {weight}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        like = self.start[weight]
-        return wide(torch.randn(like.shape, generator=generator).to(like.device))
+        return seeded_draw(self.options["seed"], weight, self.start[weight])
 
 
 @dataclass
-class WeightsDirection:
-    """Saved weights minus theta_0, or with `sign` -1 theta_0 minus them."""
+class SavedDirection:
+    """What directions that are read from files have in common."""
 
     name: str
     kind: str
@@ -110,29 +107,29 @@ class WeightsDirection:
     start: Start
     saved: SavedTensors
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, weight: str) -> Tensor:
+        """Return what the file has for one weight."""
+        return wide(self.saved[weight].to(self.start[weight].device))
+
+
+@dataclass
+class WeightsDirection(SavedDirection):
+    """Saved weights minus theta_0, or with `sign` -1 theta_0 minus them."""
+
     sign: int = 1
 
     def tensor(self, weight: str) -> Tensor | None:
         """Return the difference in one weight."""
-        own = self.start[weight]
-        return self.sign * (wide(self.saved[weight].to(own.device)) - wide(own))
+        return self.sign * (self.read(weight) - wide(self.start[weight]))
 
 
-@dataclass
-class StoredDirection:
+class StoredDirection(SavedDirection):
     """A direction that lies in a file under the names of the model's parameters; absent weights have no part in it."""
-
-    name: str
-    kind: str
-    options: dict[str, Any]
-    run: str | None
-    start: Start
-    saved: SavedTensors
-    facts: dict[str, Any] = field(default_factory=dict)
 
     def tensor(self, weight: str) -> Tensor | None:
         """Return the direction in one weight."""
-        return wide(self.saved[weight].to(self.start[weight].device)) if weight in self.saved else None
+        return self.read(weight) if weight in self.saved else None
 
 
 @dataclass

@@ -12,7 +12,7 @@ from geomsafe.errors import RecordError
 from geomsafe.landscape.grids import Where
 from geomsafe.landscape.scene import Done
 from geomsafe.landscape_record import ANSWERS, POINTS, Point
-from geomsafe.records import JsonLines, write_atomic
+from geomsafe.records import JsonLines, write_jsonl
 
 
 class PointJournal:
@@ -45,7 +45,7 @@ class PointJournal:
         kept = [row for row in _whole(folder / ANSWERS) if Where(row["line"], tuple(row["at"])) in self.points]
         for name, lines in ((POINTS, rows), (ANSWERS, kept)):
             if (folder / name).is_file():
-                write_atomic(folder / name, "".join(_line(row) for row in lines))
+                write_jsonl(folder / name, lines)
         self._points, self._folder = JsonLines(folder / POINTS), folder
         self._answers: JsonLines | None = None
 
@@ -72,10 +72,6 @@ class PointJournal:
             self._answers.close()
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _whole(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from geomsafe.config import TrainConfig
 from geomsafe.data import Prompt
@@ -34,7 +34,6 @@ from geomsafe.training.probing import refusal_judge
 
 REFUSAL, ASR, OVER_REFUSAL, UTILITY, SHAM = "refusal", "asr", "over-refusal", "utility", "sham"
 SCORES = (REFUSAL, ASR, OVER_REFUSAL, UTILITY, SHAM)
-GROUPS: tuple[Group, ...] = get_args(Group)
 NEEDED: dict[str, tuple[Group, ...]] = {
     REFUSAL: ("harmful",),
     ASR: ("harmful",),

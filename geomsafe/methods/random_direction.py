@@ -54,14 +54,28 @@ class RandomDirection(EndPoint):
         norms = self.norms_of(self.options.to, model)
         shared = self._shared_scale(model, norms) if self.options.norm == "global" else None
         for name, change in self.origin.displacement(model):
-            draw = self._draw(name, change)
+            draw = seeded_draw(self.options.seed, name, change)
             yield name, draw * (norms[name] / l2_norm(draw) if shared is None else shared)
 
     def _shared_scale(self, model: nn.Module, norms: dict[str, float]) -> float:
-        drawn = math.fsum(l2_norm(self._draw(name, change)) ** 2 for name, change in self.origin.displacement(model))
+        drawn = math.fsum(
+            l2_norm(seeded_draw(self.options.seed, name, change)) ** 2
+            for name, change in self.origin.displacement(model)
+        )
         return math.sqrt(math.fsum(norm**2 for norm in norms.values()) / drawn)
 
-    def _draw(self, name: str, like: Tensor) -> Tensor:
-        digest = hashlib.sha256(f"{self.options.seed} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        return wide(torch.randn(like.shape, generator=generator).to(like.device))
+
+def seeded_draw(seed: int, name: str, like: Tensor) -> Tensor:
+    """Draw standard normal numbers that follow from a seed and a tensor's name, on the CPU in float32.
+
+    Args:
+        seed: of the direction.
+        name: of the tensor.
+        like: gives shape and device.
+
+    Returns:
+        Fresh tensor, float64 (float32 on MPS).
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return wide(torch.randn(like.shape, generator=generator).to(like.device))
